@@ -1,0 +1,3 @@
+"""Seedpod: open video models from mounted checkpoints."""
+
+__version__ = "0.1.0"

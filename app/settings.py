@@ -1,0 +1,171 @@
+"""The settings, read once from the environment into a frozen object.
+
+This is the only module that reads the environment. `load_settings` takes the mapping as an argument,
+so a test passes a dict. It knows nothing of manifests, files or devices: narrow values travel on
+from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.errors import ConfigError
+
+PREFIX = "SEEDPOD_"
+
+
+class Settings(BaseSettings):
+    """Everything the environment can say. Each field's variable is `SEEDPOD_` and its upper-case name,
+    unless it names another one."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(Path("/workspace"), Path("/runpod-volume")),
+        description="Folders that may hold checkpoints, in order of preference; colon-separated.",
+    )
+    models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None,
+        description="Models to boot, comma-separated. Unset: every model whose files are all there.",
+    )
+    manifest: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Your own manifest files, colon-separated. Each extends the built-in one; "
+        "a file that says `replace = true` at its top replaces everything before it.",
+    )
+    verify: Literal["quick", "full"] = Field(
+        default="quick",
+        description="quick: presence, size, format, tensor names and shapes, hashes already remembered. "
+        "full: every file's hash, computed once and remembered. A file that is staged is always hashed.",
+    )
+    stage: Literal["auto", "shm", "tmp", "off"] = Field(
+        default="auto",
+        description="Where files marked `stage` are copied: auto tries /dev/shm, then /tmp, then leaves "
+        "them in place; shm and tmp allow only that folder; off never copies.",
+    )
+    fetch: Literal["missing", "never"] = Field(
+        default="never",
+        description="missing: download what is missing of the models in SEEDPOD_MODELS at boot.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (CUDA when there is one, else CPU), cpu, cuda, cuda:N or mps.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: bfloat16 on CUDA, float32 elsewhere."
+    )
+    cache: Path | None = Field(
+        default=None,
+        description="Folder for remembered hashes. Unset: `.seedpod` in the first root that can be "
+        "written, else in the user's cache folder.",
+    )
+    readers: int = Field(
+        default=8, ge=1, le=64, description="Parallel readers while a file is staged or hashed."
+    )
+    max_pixels: int = Field(
+        default=3840 * 2160, ge=256, description="Largest output frame, in pixels (height x width)."
+    )
+    max_frames: int = Field(default=1_000_000, ge=1, description="Longest input, in frames.")
+    log_format: Literal["auto", "human", "json"] = Field(
+        default="auto", description="auto: human on a terminal, JSON lines on RunPod."
+    )
+    hf_token: SecretStr | None = Field(
+        default=None, validation_alias="HF_TOKEN", description="Token for gated or private hub repositories."
+    )
+    hf_endpoint: str = Field(
+        default="https://huggingface.co",
+        validation_alias="HF_ENDPOINT",
+        description="The hub, or a mirror of it.",
+    )
+
+    @field_validator("roots", "manifest", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()] or None
+
+    @field_validator("roots", "manifest")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            if not path.is_absolute():
+                raise ValueError(f"{path} is not an absolute path")
+        return value
+
+    @field_validator("roots")
+    @classmethod
+    def _some_root(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not value:
+            raise ValueError("at least one folder is needed")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load_settings` hands the environment over itself, as an argument
+
+
+def variable(name: str) -> str:
+    """The environment variable of the field called `name`."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else PREFIX + name.upper()
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that `environ` holds.
+
+    An empty variable counts as unset, as compose files write it that way.
+
+    Raises:
+        ConfigError: `settings_invalid` or `settings_unknown`, with the variable, what it holds and
+            what it may hold; every wrong variable at once.
+    """
+    fields = {variable(name): name for name in Settings.model_fields}
+    for key in environ:
+        if key.startswith(PREFIX) and key not in fields:
+            near = get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known variables: {', '.join(sorted(fields))}."
+            raise ConfigError("settings_unknown", f"{key} is not a setting of Seedpod; {hint}")
+    values = {}
+    for key, name in fields.items():
+        if environ.get(key):
+            aliased = Settings.model_fields[name].validation_alias is not None
+            values[key if aliased else name] = environ[key]
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("settings_invalid", " ".join(_sentences(error, values))) from None
+
+
+def _sentences(error: ValidationError, values: Mapping[str, str]) -> list[str]:
+    sentences = []
+    for problem in error.errors(include_url=False):
+        key = str(problem["loc"][0])
+        field = next(n for n in Settings.model_fields if key in (n, variable(n)))
+        reason = problem["msg"].removeprefix("Value error, ")
+        held = "a secret" if Settings.model_fields[field].annotation is SecretStr else repr(values.get(key))
+        sentences.append(
+            f"{variable(field)} is {held}: {reason[:1].lower()}{reason[1:]}. "
+            f"It may hold: {Settings.model_fields[field].description}"
+        )
+    return sentences
