@@ -1,0 +1,278 @@
+"""SeedVR2's causal video VAE: 8x in space, 4x in time, 16 channels (SeedVR, arXiv:2501.01320).
+
+A clip passes whole (`encode`, `decode`) or, with the same numbers, in slices of any length
+(`encode_slice`, `decode_slice`) whose memory does not grow with the clip. Attribute names are the
+checkpoint's tensor names. Knows nothing of files, of devices or of how the DiT scales latents; `SCALE`
+is only written here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.models.seedvr2.vae_config import VAEConfig
+from app.nn.causal_conv import CausalConv3d, CausalState
+from app.nn.norm import FrameGroupNorm
+
+SCALE = 0.9152
+"""The DiT's latents are the posterior mean times this; there is no shift."""
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class VideoVAE(nn.Module):
+    """The autoencoder. Runs in the dtype and on the device of its weights; call under inference_mode."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior of a whole clip.
+
+        x: (batch, in_channels, frames, height, width) in [-1, 1]; frames = temporal_factor * k + 1, height
+        and width multiples of spatial_factor. Both results: (batch, latent_channels, k + 1,
+        height / spatial_factor, width / spatial_factor), not scaled. ValueError for other sizes.
+        """
+        self._check_frames(x, first=True)
+        parameters: Tensor = self.encoder(x, None)
+        mean, logvar = parameters.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The clip of whole, unscaled latents: the shapes of `encode`, the other way; not clamped."""
+        self._check_latents(z)
+        x: Tensor = self.decoder(z, None)
+        return x
+
+    def new_state(self) -> CausalState:
+        """The state of a clip that has not begun. Encoding and decoding may share one."""
+        return CausalState()
+
+    def encode_slice(self, x: Tensor, state: CausalState) -> Tensor:
+        """Posterior mean of the next slice of a clip.
+
+        x as for `encode`, but only the first slice has the extra frame: temporal_factor * k + 1 frames,
+        later temporal_factor * k, k >= 1. Gives k + 1 latents, later k.
+        """
+        self._check_frames(x, first=self.encoder.conv_in not in state)
+        parameters: Tensor = self.encoder(x, state)
+        return parameters[:, : self.config.latent_channels]
+
+    def decode_slice(self, z: Tensor, state: CausalState) -> Tensor:
+        """The frames of the next latents, one or more: the clip's first gives one frame, every other
+        temporal_factor."""
+        self._check_latents(z)
+        x: Tensor = self.decoder(z, state)
+        return x
+
+    def _check_frames(self, x: Tensor, first: bool) -> None:
+        factor, step = self.config.spatial_factor, self.config.temporal_factor
+        if x.ndim != 5 or x.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"The VAE encodes (batch, {self.config.in_channels}, frames, height, width); got "
+                f"{tuple(x.shape)}."
+            )
+        frames, height, width = x.shape[2:]
+        if not (height and width) or height % factor or width % factor:
+            raise ValueError(
+                f"The VAE encodes heights and widths that are multiples of {factor}; got {height}x{width}: "
+                "pad or crop the frames."
+            )
+        if first:
+            self.config.latents_for(frames)
+        elif not frames or frames % step:
+            raise ValueError(
+                f"A later slice of a clip has {frames} frames; the VAE takes a multiple of {step} there."
+            )
+
+    def _check_latents(self, z: Tensor) -> None:
+        if z.ndim != 5 or z.shape[1] != self.config.latent_channels or not z.numel():
+            raise ValueError(
+                f"The VAE decodes (batch, {self.config.latent_channels}, latents, height, width), none of "
+                f"them 0; got {tuple(z.shape)}."
+            )
+
+
+class Encoder(nn.Module):
+    """Frames to the parameters of the posterior, mean and log variance stacked in the channels."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = CausalConv3d(config.in_channels, widths[0], 3, padding=(0, 1, 1))
+        self.down_blocks = nn.ModuleList(DownBlock(config, stage) for stage in range(config.stages))
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = FrameGroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, 3, padding=(0, 1, 1))
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        x = self.conv_in(x, state)
+        for block in self.down_blocks:
+            x = block(x, state)
+        x = self.mid_block(x, state)
+        x = F.silu(self.conv_norm_out(x), inplace=True)
+        out: Tensor = self.conv_out(x, state)
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents to frames."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = CausalConv3d(config.latent_channels, widths[-1], 3, padding=(0, 1, 1))
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.up_blocks = nn.ModuleList(UpBlock(config, stage) for stage in range(config.stages))
+        self.conv_norm_out = FrameGroupNorm(groups, widths[0], eps=1e-6)
+        self.conv_out = CausalConv3d(widths[0], config.out_channels, 3, padding=(0, 1, 1))
+
+    def forward(self, z: Tensor, state: CausalState | None) -> Tensor:
+        x = self.conv_in(z, state)
+        x = self.mid_block(x, state)
+        for block in self.up_blocks:
+            x = block(x, state)
+        x = F.silu(self.conv_norm_out(x), inplace=True)
+        out: Tensor = self.conv_out(x, state)
+        return out
+
+
+class DownBlock(nn.Module):
+    """A stage of the encoder: residual blocks, then half the resolution except after the last stage."""
+
+    def __init__(self, config: VAEConfig, stage: int) -> None:
+        super().__init__()
+        width, out = config.block_out_channels[max(stage - 1, 0)], config.block_out_channels[stage]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(width if layer == 0 else out, out, config.norm_num_groups)
+            for layer in range(config.layers_per_block)
+        )
+        last = stage == config.stages - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(out, config.downsamples_time(stage))])
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, state)
+        for downsampler in self.downsamplers:
+            x = downsampler(x, state)
+        return x
+
+
+class UpBlock(nn.Module):
+    """A stage of the decoder: residual blocks, then twice the resolution except after the last stage."""
+
+    def __init__(self, config: VAEConfig, stage: int) -> None:
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        width, out = widths[max(stage - 1, 0)], widths[stage]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(width if layer == 0 else out, out, config.norm_num_groups)
+            for layer in range(config.layers_per_block + 1)
+        )
+        last = stage == config.stages - 1
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(out, config.upsamples_time(stage))])
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, state)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, state)
+        return x
+
+
+class MidBlock(nn.Module):
+    """A residual block, attention within each frame, a residual block."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([FrameAttention(width, groups)])
+        self.resnets = nn.ModuleList([ResnetBlock(width, width, groups), ResnetBlock(width, width, groups)])
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        x = self.resnets[0](x, state)
+        x = self.attentions[0](x)
+        out: Tensor = self.resnets[1](x, state)
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1x1 convolution of x where the width changes."""
+
+    def __init__(self, width: int, out: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = FrameGroupNorm(groups, width, eps=1e-6)
+        self.conv1 = CausalConv3d(width, out, 3, padding=(0, 1, 1))
+        self.norm2 = FrameGroupNorm(groups, out, eps=1e-6)
+        self.conv2 = CausalConv3d(out, out, 3, padding=(0, 1, 1))
+        self.conv_shortcut = nn.Conv3d(width, out, 1) if width != out else None
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        h: Tensor = F.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h, state)
+        h = F.silu(self.norm2(h), inplace=True)
+        h = self.conv2(h, state)
+        return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class FrameAttention(nn.Module):
+    """Attention of one head over the positions of each frame, with a residual."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = FrameGroupNorm(groups, width, eps=1e-6)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, channels, frames, height, width)."""
+        batch, _, frames, height, width = x.shape
+        tokens = self.group_norm(x).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).unsqueeze(1)
+        q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        out: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + out.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
+
+
+class Downsample(nn.Module):
+    """Half the height and width, and where `time` half the frames after the first, by a convolution."""
+
+    def __init__(self, width: int, time: bool) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(width, width, (3 if time else 1, 3, 3), stride=(2 if time else 1, 2, 2))
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        # Padded at the bottom and the right only, as the image VAE that this one was grown from.
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)), state)
+        return out
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, and where `time` twice the frames after the first.
+
+    A 1x1x1 convolution gives each position its 2 x 2 (x 2) block, in channel order (x y z c): down, right,
+    later, channel. A causal convolution follows.
+    """
+
+    def __init__(self, width: int, time: bool) -> None:
+        super().__init__()
+        self.time = 2 if time else 1
+        self.upscale_conv = nn.Conv3d(width, width * 4 * self.time, 1)
+        self.conv = CausalConv3d(width, width, 3, padding=(0, 1, 1))
+
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        batch, width, frames, height, across = x.shape
+        blocks = self.upscale_conv(x).view(batch, 2, 2, self.time, width, frames, height, across)
+        x = blocks.permute(0, 4, 5, 3, 6, 1, 7, 2).reshape(
+            batch, width, frames * self.time, 2 * height, 2 * across
+        )
+        if self.time == 2 and (state is None or self.conv not in state):
+            # The clip's first latent stands for one frame, not two: its later half is dropped.
+            x = torch.cat([x[:, :, :1], x[:, :, 2:]], dim=2)
+        out: Tensor = self.conv(x, state)
+        return out
