@@ -1,0 +1,349 @@
+"""The SeedVR2 diffusion transformer, both kinds (Wang et al., 2025, arXiv:2506.05301).
+
+Attribute names are the checkpoints' names, so there is no key map. Video and text run side by side
+through windowed joint attention: each window sees its own video tokens and the whole text; the text's
+copies are averaged back. The model knows nothing of noise schedules, pixels or files.
+
+Shape legend: T, H, W latent frames, height, width; N video tokens; L text tokens; D model width;
+h heads; d head width. Layout of latents: (T, H, W, channels), channels last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from app.models.seedvr2.config import TIME_SINUSOIDS, DiTConfig, branches
+from app.models.seedvr2.rope import frequencies, rotate, text_rotations, video_rotations
+from app.models.seedvr2.windows import Group, Partition, Size, partition, transitions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a forward pass needs of a shape, computed once and shared by all layers and steps.
+
+    Tokens stand in the order of each layer's windows; `moves` takes them from one layer's order to the
+    next one's, the first from raster order and the last one back to it (`None`: nothing to move).
+    """
+
+    size: Size
+    text_length: int
+    partitions: tuple[Partition, ...]
+    moves: tuple[Tensor | None, ...]
+    rotations: dict[Size, Tensor]
+    text_rotations: Tensor | None
+
+
+class Branches(nn.ModuleDict):
+    """A module for video and one for text, or one for both: `vid` and `txt`, or `all`."""
+
+    def __init__(self, make: Callable[[], nn.Module], names: Sequence[str]) -> None:
+        super().__init__({name: make() for name in names})
+
+    @property
+    def video(self) -> nn.Module:
+        return self["all"] if "all" in self else self["vid"]
+
+    @property
+    def text(self) -> nn.Module:
+        return self["all"] if "all" in self else self["txt"]
+
+
+class Scale(nn.Module):
+    """The learned scale of an RMS norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Frequencies(nn.Module):
+    """Holds the rotary frequencies where checkpoints store them. Tables are computed from the
+    configuration: 16-bit files store these rounded."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = nn.Module()
+        self.rope.register_buffer("freqs", frequencies(config))
+
+    def reset_buffers(self) -> None:
+        """Recompute the buffer, on the device it is to live on, after a build on meta."""
+        self.rope.register_buffer("freqs", frequencies(self.config))
+
+
+class Modulation(nn.Module):
+    """Learned shift, scale and gate of each slot, added to those of the timestep ("adaptive single")."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        for slot in ("attn", "mlp"):
+            for part in ("shift", "scale", "gate"):
+                self.register_parameter(f"{slot}_{part}", nn.Parameter(torch.zeros(dim)))
+
+    def forward(self, slot: str, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """time (3, D): the timestep's shift, scale, gate of this slot. Returns the three sums, (D,)."""
+        shift, scale, gate = (
+            time[i] + self.get_parameter(f"{slot}_{part}")
+            for i, part in enumerate(("shift", "scale", "gate"))
+        )
+        return shift, scale, gate
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.proj_in_gate = nn.Linear(dim, hidden, bias=False)
+        self.proj_out = nn.Linear(hidden, dim, bias=False)
+        self.proj_in = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = F.silu(self.proj_in_gate(x), inplace=True).mul_(self.proj_in(x))
+        out: Tensor = self.proj_out(gated)
+        return out
+
+
+class MLP(nn.Module):
+    """MLP with the tanh approximation of GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(dim, hidden)
+        self.proj_out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
+        return out
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the timestep, then three linear layers."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(TIME_SINUSOIDS, dim)
+        self.proj_hid = nn.Linear(dim, dim)
+        self.proj_out = nn.Linear(dim, 6 * dim)
+
+    def forward(self, timestep: float) -> Tensor:
+        """Returns (2, 3, D): for each slot (attention, MLP) its shift, scale and gate."""
+        weight = self.proj_in.weight
+        half = TIME_SINUSOIDS // 2
+        rates = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32))
+        angles = timestep * rates
+        x = torch.cat([angles.sin(), angles.cos()]).to(weight)
+        x = F.silu(self.proj_in(x))
+        x = F.silu(self.proj_hid(x))
+        # The original lays the six vectors out as (D, slot, part).
+        six: Tensor = self.proj_out(x)
+        return six.view(-1, 2, 3).permute(1, 2, 0).contiguous()
+
+
+class Attention(nn.Module):
+    """Joint attention of each window's video tokens and the text, over windows of a partition."""
+
+    def __init__(self, config: DiTConfig, layer: int) -> None:
+        super().__init__()
+        names = branches(config, layer)
+        dim, inner = config.dim, config.inner_dim
+        self.config = config
+        self.text_leaves = layer < config.layers - 1  # nothing reads the text after the last layer
+        self.proj_qkv = Branches(lambda: nn.Linear(dim, 3 * inner, bias=config.qk_bias), names)
+        self.proj_out = Branches(lambda: nn.Linear(inner, dim), names)
+        self.norm_q = Branches(lambda: Scale(config.head_dim), names)
+        self.norm_k = Branches(lambda: Scale(config.head_dim), names)
+        self.rope = Frequencies(config)
+
+    def forward(
+        self, vid: Tensor, txt: Tensor, plan: Plan, windows: Partition
+    ) -> tuple[Tensor, Tensor | None]:
+        """vid (N, D) in window order, txt (L, D). Returns both, projected; no text from the last layer."""
+        heads = (3, self.config.heads, self.config.head_dim)
+        vid_qkv = self.proj_qkv.video(vid).view(-1, *heads)
+        txt_qkv = self._normed(
+            self.proj_qkv.text(txt).view(-1, *heads),
+            self.norm_q.text, self.norm_k.text, plan.text_rotations,
+        )  # fmt: skip
+        out = torch.empty(vid.shape[0], self.config.inner_dim, dtype=vid.dtype, device=vid.device)
+        txt_sum = torch.zeros_like(txt_qkv[0])
+        for group in windows.groups:
+            vid_out, txt_out = self._attend(vid_qkv, txt_qkv, group, plan)
+            out[group.start : group.stop] = vid_out.flatten(0, 1).flatten(1)
+            if self.text_leaves:
+                txt_sum += txt_out.sum(0)
+        vid = self.proj_out.video(out)
+        if not self.text_leaves:
+            return vid, None
+        return vid, self.proj_out.text((txt_sum / windows.count).flatten(1))
+
+    def _attend(
+        self, vid_qkv: Tensor, txt_qkv: Sequence[Tensor], group: Group, plan: Plan
+    ) -> tuple[Tensor, Tensor]:
+        """Attention inside each window of a group: (count, length, h, d) and (count, L or 0, h, d)."""
+        windows = vid_qkv[group.start : group.stop].view(group.count, group.length, *vid_qkv.shape[1:])
+        vid = self._normed(windows, self.norm_q.video, self.norm_k.video, plan.rotations[group.shape])
+        q, k, v = (
+            torch.cat([x, t.expand(group.count, *t.shape)], dim=1).transpose(1, 2)
+            for x, t in zip(vid, txt_qkv, strict=True)
+        )
+        if not self.text_leaves:
+            q = q[:, :, : group.length]
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return out[:, : group.length], out[:, group.length :]
+
+    def _normed(
+        self, qkv: Tensor, norm_q: nn.Module, norm_k: nn.Module, rotations: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (..., 3, h, d) -> q, k, v (..., h, d); q and k RMS-normed per head and turned."""
+        q, k, v = qkv.unbind(-3)
+        size, eps = (self.config.head_dim,), self.config.norm_eps
+        q = F.rms_norm(q, size, norm_q.get_parameter("weight"), eps)
+        k = F.rms_norm(k, size, norm_k.get_parameter("weight"), eps)
+        if rotations is not None:
+            q, k = rotate(q, rotations.unsqueeze(-2)), rotate(k, rotations.unsqueeze(-2))
+        return q, k, v
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normed and modulated before and gated after, on video and text."""
+
+    def __init__(self, config: DiTConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.text_leaves = layer < config.layers - 1
+        self.text_modulated = self.text_leaves or not config.last_video_only
+        hidden = SwiGLU if config.mlp == "swiglu" else MLP
+        names = branches(config, layer, video_only=not self.text_modulated)
+        self.attn = Attention(config, layer)
+        self.mlp = Branches(lambda: hidden(config.dim, config.mlp_dim), names)
+        self.ada = Branches(lambda: Modulation(config.dim), names)
+
+    def forward(
+        self, vid: Tensor, txt: Tensor, time: Tensor, plan: Plan, windows: Partition
+    ) -> tuple[Tensor, Tensor]:
+        """vid (N, D) in window order, txt (L, D), time (2, 3, D). Updates vid in place."""
+        shift, scale, gate = self.ada.video("attn", time[0])
+        vid_in = self._modulate(vid, scale, shift)
+        if self.text_modulated:
+            txt_shift, txt_scale, txt_gate = self.ada.text("attn", time[0])
+            txt_in = self._modulate(txt, txt_scale, txt_shift)
+        else:
+            txt_in = F.rms_norm(txt, (self.config.dim,), eps=self.config.norm_eps)
+        vid_out, txt_out = self.attn(vid_in, txt_in, plan, windows)
+        vid.addcmul_(vid_out, gate)
+        if txt_out is not None:
+            txt = self._mlp(txt + txt_out * txt_gate, self.mlp.text, *self.ada.text("mlp", time[1]))
+        return self._mlp(vid, self.mlp.video, *self.ada.video("mlp", time[1])), txt
+
+    def _modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.config.dim,), scale, self.config.norm_eps).add_(shift)
+
+    def _mlp(self, x: Tensor, mlp: nn.Module, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return x.addcmul_(mlp(self._modulate(x, scale, shift)), gate)
+
+
+class OutputModulation(nn.Module):
+    """Learned shift and scale of the 3B's output, added to the timestep's *attention* slot."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_shift = nn.Parameter(torch.zeros(dim))
+        self.out_scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (N, D), time (2, 3, D). There is no "1 +" in front of the scale."""
+        return x.mul_(time[0, 1] + self.out_scale).add_(time[0, 0] + self.out_shift)
+
+
+class Projection(nn.Module):
+    """The linear layer of a patch embedding."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(x)
+        return out
+
+
+class DiT(nn.Module):
+    """The transformer. `forward` predicts the velocity noise - clean at a timestep in [0, 1000]."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch, dim = config.patch_volume, config.dim
+        self.vid_in = Projection(config.in_channels * patch, dim)
+        self.txt_in = nn.Linear(config.text_dim, dim) if config.text_dim != dim else nn.Identity()
+        self.emb_in = TimeEmbedding(dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        if config.output_norm:
+            self.vid_out_norm = Scale(dim)
+            self.vid_out_ada = OutputModulation(dim)
+        self.vid_out = Projection(dim, config.out_channels * patch)
+
+    def plan(self, frames: int, height: int, width: int, text_length: int) -> Plan:
+        """The plan for latents of frames x height x width and `text_length` text tokens.
+
+        Raises:
+            ValueError: Height or width is not a multiple of the patch.
+        """
+        patch = self.config.patch_size
+        if frames % patch[0] or height % patch[1] or width % patch[2]:
+            raise ValueError(f"latents of {frames}x{height}x{width} do not divide into patches of {patch}")
+        device = self.vid_out.proj.weight.device
+        size = (frames // patch[0], height // patch[1], width // patch[2])
+        kinds = list(zip(self.config.windows, self.config.shifted, strict=True))
+        known = {kind: partition(size, *kind, device) for kind in dict.fromkeys(kinds)}
+        partitions = tuple(known[kind] for kind in kinds)
+        shapes = {group.shape for windows in known.values() for group in windows.groups}
+        text = text_rotations(self.config, text_length)
+        return Plan(
+            size=size,
+            text_length=text_length,
+            partitions=partitions,
+            moves=tuple(transitions([windows.order for windows in partitions])),
+            rotations={
+                shape: video_rotations(self.config, shape, text_length).to(device) for shape in shapes
+            },
+            text_rotations=None if text is None else text.to(device),
+        )
+
+    def forward(self, vid: Tensor, txt: Tensor, timestep: float, plan: Plan) -> Tensor:
+        """Velocity of latents.
+
+        Args:
+            vid: (T, H, W, in_channels): noised latent, condition latent, mask.
+            txt: (L, text_dim): prompt embedding.
+            timestep: In [0, 1000].
+            plan: `plan(T, H, W, L)`.
+
+        Returns:
+            (T, H, W, out_channels), of the model's type.
+        """
+        t, h, w = self.config.patch_size
+        time = self.emb_in(timestep)
+        txt = self.txt_in(txt)
+        vid = self.vid_in(rearrange(vid, "(T t) (H h) (W w) c -> (T H W) (t h w c)", t=t, h=h, w=w))
+        for block, windows, move in zip(self.blocks, plan.partitions, plan.moves, strict=False):
+            vid, txt = block(vid if move is None else vid[move], txt, time, plan, windows)
+        if plan.moves[-1] is not None:
+            vid = vid[plan.moves[-1]]
+        if self.config.output_norm:
+            vid = F.rms_norm(vid, (self.config.dim,), self.vid_out_norm.weight, self.config.norm_eps)
+            vid = self.vid_out_ada(vid, time)
+        frames, height, width = plan.size
+        out: Tensor = rearrange(
+            self.vid_out(vid), "(T H W) (t h w c) -> (T t) (H h) (W w) c",
+            T=frames, H=height, W=width, t=t, h=h, w=w,
+        )  # fmt: skip
+        return out
