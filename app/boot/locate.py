@@ -199,7 +199,8 @@ def _may_be(manifest: Manifest, entry: FileEntry, path: Path, roots: Sequence[Pa
 def _missing(entry: FileEntry, looked: Sequence[Found | _Absent], nearby: Sequence[Path]) -> Missing:
     tried: list[Tried] = []
     folders: set[Path] = set()
-    for place in looked:
+    # the file itself first: a reader wants it, and not what could have stood in for it
+    for place in sorted(looked, key=lambda place: place.path.name != entry.path.name):
         assert isinstance(place, _Absent)
         folder = place.path.parent
         held = place.why or ("as above" if folder in folders else describe(folder, place.root))
