@@ -50,9 +50,9 @@ def refuse_other_content(path: Path, format: str, head: bytes, size: int) -> Non
     if kind == format:
         return
     if kind == "torch":
-        raise unlike(path, format, "a file of torch.save")
+        raise unlike(path, format, "a file of torch.save", misnamed=True)
     if kind == "safetensors":
-        raise unlike(path, format, "a safetensors file")
+        raise unlike(path, format, "a safetensors file", misnamed=True)
     if not head.strip(b"\0"):
         raise corrupt(path, f"it begins with {len(head):,} zero bytes, as a download never filled in")
     if head[257:262] == b"ustar" and format == "torch":
@@ -79,7 +79,13 @@ def _kind(head: bytes, size: int) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    return not any(byte < 9 or 13 < byte < 32 for byte in head[:256])
+    try:
+        text = head[:256].decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head[:256]) - 3:  # else a character cut in two
+            return False
+        text = head[: error.start].decode()
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def _pointer(path: Path, head: bytes) -> ConfigError:
@@ -106,13 +112,14 @@ def _page(path: Path, head: bytes, size: int) -> ConfigError:
     )
 
 
-def unlike(path: Path, format: str, phrase: str) -> ConfigError:
-    """The error for a file that is something else: `phrase` ("a safetensors file")."""
+def unlike(path: Path, format: str, phrase: str, *, misnamed: bool = False) -> ConfigError:
+    """The error for a file that is something else: `phrase` ("a gzip archive"). `misnamed`: it is a
+    checkpoint, and the manifest is what may be wrong."""
     expected = "what torch.save writes" if format == "torch" else f"a {format} file"
+    remedy = "correct its `format` in the manifest, or put" if misnamed else "put"
     return ConfigError(
         f"checkpoint_not_{format}",
-        f"{path} is {phrase}, expected {expected}: correct its `format` in the manifest, or put the "
-        "published file there.",
+        f"{path} is {phrase}, expected {expected}: {remedy} the published file there.",
     )
 
 
