@@ -2,13 +2,21 @@
 
 Knows nothing of the networks built from it. What is remembered is an argument (`CausalState`), never an
 attribute: one module can serve several clips at once.
+
+A convolution reads its input from a *window*: the frames it remembers, then the slice's own frames, in one
+piece of memory with the channels innermost. Whoever computes the input may write it there directly, so that
+nothing is concatenated or padded afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_onednn_is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
 
 
 class CausalState:
@@ -39,17 +47,73 @@ class CausalConv3d(nn.Conv3d):
     Before the first frame of a clip stand copies of it. Between slices the last kernel - stride frames
     are kept: the next window begins there as long as every slice gives a whole number of strides (the
     first slice one frame more).
+
+    margin: rows of zeros below each frame and columns of zeros to its right, beside the usual padding.
     """
 
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        kernel: int | tuple[int, int, int] = 3,
+        *,
+        stride: int | tuple[int, int, int] = 1,
+        padding: int = 0,
+        margin: int = 0,
+    ) -> None:
+        super().__init__(width, out, kernel, stride)
+        self.border = (0, padding, padding)
+        self.margin = margin
+        self.past = self.kernel_size[0] - 1
+
     def forward(self, x: Tensor, state: CausalState | None = None) -> Tensor:
-        """x: (batch, channels, frames, height, width), the clip from its start or, with a `state`, its
-        next slice."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if kernel > 1:
-            head = state.tail(self) if state is not None else None
-            if head is None:
-                head = x[:, :, :1].expand(-1, -1, kernel - 1, -1, -1)
-            x = torch.cat([head, x], dim=2)
-            if state is not None:
-                state.keep(self, x[:, :, stride - kernel :].clone())
-        return F.conv3d(x, self.weight, self.bias, self.stride, self.padding)
+        """x: (batch, channels, frames, height, width), a whole clip or, with a `state`, its next slice."""
+        if not self.past and not self.margin:
+            return convolve(x, self.weight, self.bias, self.stride, self.border)
+        window = self.window(x, *x.shape[2:])
+        self.own(window).copy_(x)
+        return self.over(window, state)
+
+    def window(self, like: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """Memory for an input of that size on the device and in the dtype of `like`: fill `own` of it, then
+        pass it to `over`. (batch, in_channels, past + frames, height + margin, width + margin)."""
+        shape = like.shape[0], self.in_channels, self.past + frames, height + self.margin, width + self.margin
+        window = torch.empty(
+            shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
+        )
+        if self.margin:
+            window[..., height:, :] = 0
+            window[..., width:] = 0
+        return window
+
+    def own(self, window: Tensor) -> Tensor:
+        """The part of a window that the caller fills: (batch, in_channels, frames, height, width)."""
+        height, width = window.shape[3] - self.margin, window.shape[4] - self.margin
+        return window[:, :, self.past :, :height, :width]
+
+    def over(self, window: Tensor, state: CausalState | None = None) -> Tensor:
+        """The convolution of a window; its past is filled in here, from the slices before or, at the start
+        of a clip, with the first frame."""
+        tail = state.tail(self) if state is not None else None
+        begin = 0 if tail is None else self.past - tail.shape[2]
+        window[:, :, begin : self.past] = window[:, :, self.past : self.past + 1] if tail is None else tail
+        if state is not None and self.past:
+            state.keep(self, window[:, :, self.stride[0] - self.kernel_size[0] :].clone())
+        if tail is None and window.shape[2] == self.past + 1:
+            # An image, or a clip's first latent: every tap sees the same frame, so the taps add up to one.
+            weight = self.weight.sum(2, keepdim=True, dtype=torch.float32).to(self.weight.dtype)
+            return convolve(window[:, :, self.past :], weight, self.bias, self.stride, self.border)
+        return convolve(window[:, :, begin:], self.weight, self.bias, self.stride, self.border)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """`conv3d`, by oneDNN wherever it can.
+
+    On a CPU torch itself looks at the sizes of batch, channels, frames and height alone to decide whether an
+    input is worth oneDNN, and takes a path four times slower for small frames.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and _onednn_is_available():
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride, padding)

@@ -8,7 +8,6 @@ is only written here.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ SCALE = 0.9152
 """The DiT's latents are the posterior mean times this; there is no shift."""
 
 LOGVAR_RANGE = (-30.0, 20.0)
+EPS = 1e-6
 
 
 class VideoVAE(nn.Module):
@@ -104,20 +104,19 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = CausalConv3d(config.in_channels, widths[0], 3, padding=(0, 1, 1))
+        self.conv_in = CausalConv3d(config.in_channels, widths[0], padding=1)
         self.down_blocks = nn.ModuleList(DownBlock(config, stage) for stage in range(config.stages))
         self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = FrameGroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, 3, padding=(0, 1, 1))
+        self.conv_norm_out = FrameGroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, padding=1)
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
         x = self.conv_in(x, state)
-        for block in self.down_blocks:
-            x = block(x, state)
-        x = self.mid_block(x, state)
-        x = F.silu(self.conv_norm_out(x), inplace=True)
-        out: Tensor = self.conv_out(x, state)
-        return out
+        for block in (*self.down_blocks, self.mid_block):
+            for layer in block.layers():
+                x = layer(x, state)
+        window = activated(x, self.conv_norm_out, self.conv_out)
+        return self.conv_out.over(window, state)
 
 
 class Decoder(nn.Module):
@@ -126,20 +125,20 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = CausalConv3d(config.latent_channels, widths[-1], 3, padding=(0, 1, 1))
+        self.conv_in = CausalConv3d(config.latent_channels, widths[-1], padding=1)
         self.mid_block = MidBlock(widths[-1], groups)
         self.up_blocks = nn.ModuleList(UpBlock(config, stage) for stage in range(config.stages))
-        self.conv_norm_out = FrameGroupNorm(groups, widths[0], eps=1e-6)
-        self.conv_out = CausalConv3d(widths[0], config.out_channels, 3, padding=(0, 1, 1))
+        self.conv_norm_out = FrameGroupNorm(groups, widths[0], eps=EPS)
+        self.conv_out = CausalConv3d(widths[0], config.out_channels, padding=1)
 
     def forward(self, z: Tensor, state: CausalState | None) -> Tensor:
         x = self.conv_in(z, state)
-        x = self.mid_block(x, state)
-        for block in self.up_blocks:
-            x = block(x, state)
-        x = F.silu(self.conv_norm_out(x), inplace=True)
-        out: Tensor = self.conv_out(x, state)
-        return out
+        for block in (self.mid_block, *self.up_blocks):
+            for layer in block.layers():
+                x = layer(x, state)
+        window = activated(x, self.conv_norm_out, self.conv_out)
+        del x
+        return self.conv_out.over(window, state)
 
 
 class DownBlock(nn.Module):
@@ -148,19 +147,13 @@ class DownBlock(nn.Module):
     def __init__(self, config: VAEConfig, stage: int) -> None:
         super().__init__()
         width, out = config.block_out_channels[max(stage - 1, 0)], config.block_out_channels[stage]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(width if layer == 0 else out, out, config.norm_num_groups)
-            for layer in range(config.layers_per_block)
-        )
+        self.resnets = resnets(width, out, config.layers_per_block, config.norm_num_groups)
         last = stage == config.stages - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out, config.downsamples_time(stage))])
 
-    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x, state)
-        for downsampler in self.downsamplers:
-            x = downsampler(x, state)
-        return x
+    def layers(self) -> list[nn.Module]:
+        """In order; each takes a clip and its state."""
+        return [*self.resnets, *self.downsamplers]
 
 
 class UpBlock(nn.Module):
@@ -170,19 +163,13 @@ class UpBlock(nn.Module):
         super().__init__()
         widths = config.block_out_channels[::-1]
         width, out = widths[max(stage - 1, 0)], widths[stage]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(width if layer == 0 else out, out, config.norm_num_groups)
-            for layer in range(config.layers_per_block + 1)
-        )
+        self.resnets = resnets(width, out, config.layers_per_block + 1, config.norm_num_groups)
         last = stage == config.stages - 1
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out, config.upsamples_time(stage))])
 
-    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x, state)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, state)
-        return x
+    def layers(self) -> list[nn.Module]:
+        """In order; each takes a clip and its state."""
+        return [*self.resnets, *self.upsamplers]
 
 
 class MidBlock(nn.Module):
@@ -191,13 +178,16 @@ class MidBlock(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([FrameAttention(width, groups)])
-        self.resnets = nn.ModuleList([ResnetBlock(width, width, groups), ResnetBlock(width, width, groups)])
+        self.resnets = resnets(width, width, 2, groups)
 
-    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
-        x = self.resnets[0](x, state)
-        x = self.attentions[0](x)
-        out: Tensor = self.resnets[1](x, state)
-        return out
+    def layers(self) -> list[nn.Module]:
+        """In order; each takes a clip and its state."""
+        return [self.resnets[0], self.attentions[0], self.resnets[1]]
+
+
+def resnets(width: int, out: int, count: int, groups: int) -> nn.ModuleList:
+    """`count` residual blocks, the first of which changes the width."""
+    return nn.ModuleList(ResnetBlock(out if i else width, out, groups) for i in range(count))
 
 
 class ResnetBlock(nn.Module):
@@ -205,18 +195,26 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, width: int, out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = FrameGroupNorm(groups, width, eps=1e-6)
-        self.conv1 = CausalConv3d(width, out, 3, padding=(0, 1, 1))
-        self.norm2 = FrameGroupNorm(groups, out, eps=1e-6)
-        self.conv2 = CausalConv3d(out, out, 3, padding=(0, 1, 1))
-        self.conv_shortcut = nn.Conv3d(width, out, 1) if width != out else None
+        self.norm1 = FrameGroupNorm(groups, width, eps=EPS)
+        self.conv1 = CausalConv3d(width, out, padding=1)
+        self.norm2 = FrameGroupNorm(groups, out, eps=EPS)
+        self.conv2 = CausalConv3d(out, out, padding=1)
+        self.conv_shortcut = CausalConv3d(width, out, 1) if width != out else None
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
-        h: Tensor = F.silu(self.norm1(x), inplace=True)
-        h = self.conv1(h, state)
-        h = F.silu(self.norm2(h), inplace=True)
-        h = self.conv2(h, state)
+        h = self.conv1.over(activated(x, self.norm1, self.conv1), state)
+        window = activated(h, self.norm2, self.conv2)
+        del h  # at full resolution each of these is the size of everything else together
+        h = self.conv2.over(window, state)
+        del window
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def activated(x: Tensor, norm: FrameGroupNorm, conv: CausalConv3d) -> Tensor:
+    """The window of `conv` that holds silu(norm(x)): written once, where the convolution reads it."""
+    window = conv.window(x, *x.shape[2:])
+    norm.silu(x, out=conv.own(window))
+    return window
 
 
 class FrameAttention(nn.Module):
@@ -224,18 +222,18 @@ class FrameAttention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = FrameGroupNorm(groups, width, eps=1e-6)
+        self.group_norm = FrameGroupNorm(groups, width, eps=EPS)
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, channels, frames, height, width)."""
+    def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        """x: (batch, channels, frames, height, width). Frames do not see each other: `state` is not used."""
         batch, _, frames, height, width = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).unsqueeze(1)
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        out: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        out: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v))
         return x + out.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
@@ -244,11 +242,12 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
-        self.conv = CausalConv3d(width, width, (3 if time else 1, 3, 3), stride=(2 if time else 1, 2, 2))
+        # Padded at the bottom and the right only, as in the image VAE that this one grew from.
+        kernel, stride = ((3, 3, 3), (2, 2, 2)) if time else ((1, 3, 3), (1, 2, 2))
+        self.conv = CausalConv3d(width, width, kernel, stride=stride, margin=1)
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
-        # Padded at the bottom and the right only, as the image VAE that this one was grown from.
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)), state)
+        out: Tensor = self.conv(x, state)
         return out
 
 
@@ -262,17 +261,19 @@ class Upsample(nn.Module):
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
         self.time = 2 if time else 1
-        self.upscale_conv = nn.Conv3d(width, width * 4 * self.time, 1)
-        self.conv = CausalConv3d(width, width, 3, padding=(0, 1, 1))
+        self.upscale_conv = CausalConv3d(width, width * 4 * self.time, 1)
+        self.conv = CausalConv3d(width, width, padding=1)
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
         batch, width, frames, height, across = x.shape
-        blocks = self.upscale_conv(x).view(batch, 2, 2, self.time, width, frames, height, across)
-        x = blocks.permute(0, 4, 5, 3, 6, 1, 7, 2).reshape(
-            batch, width, frames * self.time, 2 * height, 2 * across
-        )
-        if self.time == 2 and (state is None or self.conv not in state):
-            # The clip's first latent stands for one frame, not two: its later half is dropped.
-            x = torch.cat([x[:, :, :1], x[:, :, 2:]], dim=2)
-        out: Tensor = self.conv(x, state)
-        return out
+        # A clip's first latent stands for one frame, not two: its later half is dropped.
+        start = state is None or self.conv not in state
+        dropped = self.time - 1 if start else 0
+        window = self.conv.window(x, frames * self.time - dropped, 2 * height, 2 * across)
+        targets = iter(self.conv.own(window).unbind(2))
+        for i in range(frames):
+            blocks = self.upscale_conv(x[:, :, i : i + 1]).view(batch, 2, 2, self.time, width, height, across)
+            for later in range(1 if start and i == 0 else self.time):
+                target = next(targets).view(batch, width, height, 2, across, 2)
+                target.copy_(blocks[:, :, :, later].permute(0, 3, 4, 1, 5, 2))
+        return self.conv.over(window, state)
