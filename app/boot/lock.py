@@ -5,11 +5,15 @@ It knows nothing of what the lock guards.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -30,18 +34,20 @@ def only_one(path: Path, wait: Callable[[], None]) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """The descriptor that holds the lock, or None if somebody else has it."""
+    """The descriptor that holds the lock, or None if somebody else has it.
+
+    On a file system without locks (some network volumes) everybody gets it: what is made there has to
+    be checked by its hash anyway.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before us removes its file as it lets go: a lock on a removed file guards nothing.
-        if os.fstat(descriptor).st_ino == os.stat(path).st_ino:  # noqa: PTH116
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError:
-        os.close(descriptor)
-        raise
+        held = path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino
+    except OSError as error:
+        held = error.errno in _NO_LOCKS
+    if held:
+        return descriptor
     os.close(descriptor)
     return None
 
