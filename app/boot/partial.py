@@ -1,18 +1,18 @@
 """Files that appear under their name only when they are whole.
 
-A file is written as `.<name>.part` in the same folder and renamed. It is locked while it is written;
-the lock ends with its process, so what a killed one left behind is known to be nobody's and is written
-over. This module does not know what is in the files.
+A file is written as `.<name>.part` in the same folder and renamed, by one process at a time. What a
+killed process left behind is nobody's, and the next one writes over it. This module does not know
+what is in the files.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from app.boot.lock import try_lock, unlock
 from app.errors import FileError, UnavailableError
 
 
@@ -23,54 +23,38 @@ def part_of(target: Path) -> Path:
 
 @contextmanager
 def locked_part(target: Path) -> Iterator[int]:
-    """The temporary file of `target`, empty and locked; gone at the end unless it was renamed.
+    """The temporary file of `target`, empty, and no other process's until the end. It is gone then,
+    unless it was moved into place.
 
-    The lock lasts as long as its process: a file that one left behind is free to be taken over.
+    Raises:
+        UnavailableError: `convert_running` if another process has it.
+        FileError: `folder_not_writable`, or `write_failed` for an OSError inside.
     """
-    part = part_of(target)
+    lock = target.with_name(f".{target.name}.lock")
     try:
-        descriptor = _open_locked(part)
-    except BlockingIOError:
-        raise UnavailableError(
-            "convert_running",
-            f"{target} is being written by another process, which holds {part}: wait until it is done.",
-        ) from None
+        held = try_lock(lock)
     except OSError as error:
         raise FileError(
             "folder_not_writable",
-            f"{part} cannot be created and locked: {error.strerror}; expected a folder to write to. "
+            f"{target.parent} cannot be written to: {error.strerror}; expected room for {target.name} there. "
             "Mount the volume writable, or name another root that holds the same folders.",
         ) from error
+    if held is None:
+        raise UnavailableError(
+            "convert_running",
+            f"{target} is being written by another process, which holds {lock}: wait until it is done.",
+        )
     try:
-        os.ftruncate(descriptor, 0)
-        yield descriptor
+        with part_of(target).open("wb", buffering=0) as part:
+            yield part.fileno()
     except OSError as error:
         raise FileError(
             "write_failed",
             f"{target} was not written: {error.strerror or error}; check its volume and repeat.",
         ) from error
     finally:
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), part.stat()):
-                part.unlink()
-        os.close(descriptor)
-
-
-def _open_locked(part: Path) -> int:
-    """A descriptor of the file that is at `part` once the lock is held: its last holder may just have
-    renamed or removed the one that was opened."""
-    while True:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), part.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        part_of(target).unlink(missing_ok=True)
+        unlock(lock, held)
 
 
 def move_into_place(target: Path) -> None:
