@@ -99,6 +99,7 @@ def probe(
     input_not_video, input_no_video, input_codec_unknown, input_damaged, input_too_large.
     """
     _check_file(path)
+    _refuse_tiled_pictures(path)
     image = image_info(path, max_pixels)
     info = _image_clip(path, image) if image is not None else _video_clip(path)
     _check_limits(info, max_pixels, max_frames, max_seconds)
@@ -131,6 +132,17 @@ def _check_file(path: Path) -> None:
     if status.st_size == 0:
         raise InputError(
             "input_empty", f"{path.name} is empty (0 bytes); expected a video or image: copy it again."
+        )
+
+
+def _refuse_tiled_pictures(path: Path) -> None:
+    """HEIC and AVIF look like MP4 to ffmpeg, which would take one tile of a photograph for the whole."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"):
+        raise InputError(
+            "input_codec_unknown",
+            f"{path.name} is a HEIC or AVIF picture, which is not read here: convert it to PNG or JPEG.",
         )
 
 

@@ -228,6 +228,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cut png": (_half_image("png"), "input_damaged", "cannot be decoded"),
     "cut jpg": (_half_image("jpg"), "input_damaged", "cannot be decoded"),
     "hollow": (_hollow, "input_damaged", "no frame"),
+    "heic": (_write(b"\0\0\0\x18ftypheic" + bytes(5000)), "input_codec_unknown", "HEIC"),
     "svg": (
         _write(b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"),
         "input_not_video",

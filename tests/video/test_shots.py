@@ -11,7 +11,7 @@ from PIL import Image
 from app.errors import InputError
 from app.video.probe import probe
 from app.video.read import read_frames
-from app.video.shots import Shot, distance, find_shots, measure, shots_of
+from app.video.shots import Shot, distance, find_shots, shots_of
 from tests.video.clips import clip, make
 
 Frames = list[np.ndarray]
@@ -150,8 +150,6 @@ def test_cuts_and_what_only_looks_like_one(case: str) -> None:
     make_frames, expected = CASES[case]
     frames = [(f.clip(0, 1) * 255).round().astype(np.uint8) for f in make_frames()]
     shots = shots_of(iter(frames))
-    steps = np.array(measure(iter(frames))[::5])
-    print(case, "largest steps", sorted(steps.round(2).tolist(), reverse=True)[:4])
     assert [shot.start for shot in shots[1:]] == expected
     assert shots[0].start == 0
     assert shots[-1].stop == len(frames)
