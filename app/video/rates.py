@@ -29,12 +29,19 @@ STANDARD_RATES = (
 _HIGHEST_NOMINAL = 120
 _MOST_ABOVE_AVERAGE = 1.9
 _SAME = 0.01
+_SPOKEN = 2e-4
 _ROUNDING = Fraction(1, 100_000)
 
 
 def standard_rate(average: float) -> Fraction:
     """The lowest standard rate that is not below `average` by more than 1%: no picture is lost for long."""
     return next((rate for rate in STANDARD_RATES if rate >= average * (1 - _SAME)), STANDARD_RATES[-1])
+
+
+def exact_rate(rate: float) -> Fraction:
+    """The rate a person means: 29.97 is 30000/1001, 23.98 is 24000/1001, 12.5 is 25/2."""
+    near = (standard for standard in STANDARD_RATES if abs(float(standard) / rate - 1) < _SPOKEN)
+    return next(near, Fraction(rate).limit_denominator(1001))
 
 
 def is_constant(nominal: Fraction, average: float) -> bool:

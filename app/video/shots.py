@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -45,14 +45,20 @@ class Shot:
         return self.stop - self.start
 
 
-def find_shots(path: Path, info: ClipInfo, *, rate: Fraction | None = None) -> list[Shot]:
+def find_shots(
+    path: Path,
+    info: ClipInfo,
+    *,
+    rate: Fraction | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Shot]:
     """The shots of a clip read at `rate`, in order, without gaps; their lengths sum to its frames.
 
-    Raises what `read_frames` raises.
+    This pass reads to the very end: damage is found here. `warn` and errors as in `read_frames`.
     """
     scale = LONG_SIDE / max(info.width, info.height)
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    return shots_of(read_frames(path, info, rate=rate, size=size))
+    return shots_of(read_frames(path, info, rate=rate, size=size, warn=warn))
 
 
 def shots_of(frames: Iterable[NDArray[Any]]) -> list[Shot]:

@@ -84,8 +84,7 @@ class VideoWriter:
     FFV1 in .mkv, H.264 RGB in .mp4 and .mov), png. All but the last two are BT.709, limited range, 4:2:0;
     sides that are not even keep their size through 4:4:4, which some players do not show (see `notes`).
     `audio_from`: a clip whose sound is kept whole and in sync with its first frame: copied where the
-    container allows, else AAC. `tempo`: how many times faster the frames play than in that clip (1 as
-    long as the duration is the same): the sound is made as much faster, at its own pitch.
+    container allows, else AAC. `read_frames` keeps the duration at any rate, so the sound always fits.
     `crf`: quality of h264 and hevc, lower is better.
 
     Raises UsageError output_suffix, FileError output_folder_missing, output_is_folder, output_exists,
@@ -101,10 +100,9 @@ class VideoWriter:
         *,
         codec: Codec = "h264",
         audio_from: Path | None = None,
-        tempo: Fraction = Fraction(1),
         crf: int | None = None,
     ) -> None:
-        assert rate > 0 and tempo > 0 and width > 0 and height > 0, (rate, tempo, width, height)
+        assert rate > 0 and width > 0 and height > 0, (rate, width, height)
         self.path = path
         self.frames_written = 0
         self._size = height, width
@@ -115,7 +113,7 @@ class VideoWriter:
         else:
             _check_suffix(path, VIDEO_SUFFIXES, f"a video ({codec})")
             _check_place(path)
-            self._sink = _Encoding(path, width, height, rate, codec, audio_from, tempo, crf)
+            self._sink = _Encoding(path, width, height, rate, codec, audio_from, crf)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -150,6 +148,29 @@ class VideoWriter:
                     self._sink.finish()
         finally:
             self._sink.close()
+
+
+class ImageWriter:
+    """Writes the one frame of an image; used like `VideoWriter`, and as early sure of its path."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        _check_suffix(path, IMAGE_SUFFIXES, "an image")
+        _check_place(path)
+        self.path = path
+
+    def write(self, frames: Tensor) -> None:
+        """The frame, (1, 3, height, width) floats in [-1, 1]."""
+        (frame,) = frames
+        write_image(self.path, frame)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def write_image(path: Path, frame: Tensor | NDArray[np.uint8]) -> None:
@@ -225,7 +246,6 @@ class _Encoding:
         rate: Fraction,
         codec: Codec,
         audio_from: Path | None,
-        tempo: Fraction,
         crf: int | None,
     ) -> None:
         suffix = path.suffix.lower()
@@ -242,7 +262,7 @@ class _Encoding:
         self._temporary = _temporary(path)
         picture = ["-f", "rawvideo", "-pix_fmt", "rgb48le" if self.deep else "rgb24"]
         picture += ["-video_size", f"{width}x{height}", "-framerate", str(rate), "-i", "pipe:0"]
-        sound_in, sound_out = _sound(audio_from, suffix, tempo) if audio_from is not None else ([], [])
+        sound_in, sound_out = _sound(audio_from, suffix) if audio_from is not None else ([], [])
         container = ["-f", _MUXERS[suffix], *(["-movflags", "+faststart"] if suffix != ".mkv" else [])]
         self._arguments = [
             *("-y", "-loglevel", "level+warning", "-copyts"),
@@ -288,7 +308,7 @@ class _Encoding:
         return FileError("output_failed", f"{self._path.name} could not be encoded; ffmpeg says: {said}.")
 
 
-def _sound(source: Path, suffix: str, tempo: Fraction) -> tuple[list[str], list[str]]:
+def _sound(source: Path, suffix: str) -> tuple[list[str], list[str]]:
     """Input and output options that bring the sound of `source`, its time 0 at the first frame."""
     info = probe(source)
     if not info.audio:
@@ -297,27 +317,15 @@ def _sound(source: Path, suffix: str, tempo: Fraction) -> tuple[list[str], list[
     # Matroska knows no time below 0: sound from before the first frame would delay the picture
     drop_early = suffix == ".mkv" and info.start > 0
     for i, track in enumerate(info.audio):
-        outputs += ["-map", f"1:a:{track.index}", *_track(i, track, suffix, tempo, drop_early)]
+        outputs += ["-map", f"1:a:{track.index}", *_track(i, track, suffix, drop_early)]
     # with -copyts the sound keeps its time stamps: take off that of the first frame
     return ["-itsoffset", f"{-float(info.start):.6f}", "-vn", *ffmpeg.input_options(source)], outputs
 
 
-def _track(i: int, track: AudioTrack, suffix: str, tempo: Fraction, drop_early: bool) -> list[str]:
-    if tempo == 1 and track.codec in _COPIED_SOUND[suffix]:
+def _track(i: int, track: AudioTrack, suffix: str, drop_early: bool) -> list[str]:
+    if track.codec in _COPIED_SOUND[suffix]:
         return [f"-c:a:{i}", "copy", *([f"-bsf:a:{i}", _WITHOUT_EARLY] if drop_early else [])]
-    filters = "aresample=async=1:first_pts=0" + "".join(f",atempo={step:.9f}" for step in _tempo_steps(tempo))
-    return [f"-c:a:{i}", "aac", f"-b:a:{i}", "256k", f"-filter:a:{i}", filters]
-
-
-def _tempo_steps(tempo: Fraction) -> Iterator[float]:
-    """Factors within [0.5, 2], where atempo is at its best, whose product is `tempo`."""
-    rest = float(tempo)
-    while not 0.5 <= rest <= 2:
-        step = 0.5 if rest < 0.5 else 2.0
-        yield step
-        rest /= step
-    if rest != 1:
-        yield rest
+    return [f"-c:a:{i}", "aac", f"-b:a:{i}", "256k", f"-filter:a:{i}", "aresample=async=1:first_pts=0"]
 
 
 def _check_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:

@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from app.video.rates import constant_rate, standard_rate
+from app.video.rates import constant_rate, exact_rate, standard_rate
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,20 @@ def test_standard_rate(average: float, expected: Fraction) -> None:
 )
 def test_constant_rate(nominal: Fraction, average: float, expected: Fraction) -> None:
     assert constant_rate(nominal, average) == expected
+
+
+@pytest.mark.parametrize(
+    ("spoken", "expected"),
+    [
+        (29.97, Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
+        (23.98, Fraction(24000, 1001)),
+        (59.94, Fraction(60000, 1001)),
+        (24, Fraction(24)),
+        (30.0, Fraction(30)),
+        (12.5, Fraction(25, 2)),
+        (7.3, Fraction(73, 10)),
+    ],
+)
+def test_exact_rate(spoken: float, expected: Fraction) -> None:
+    assert exact_rate(spoken) == expected

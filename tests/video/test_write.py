@@ -380,17 +380,6 @@ def test_sound_stays_in_sync(
     assert probe(tmp_path / f"a.{target}").start < Fraction(1, 100)
 
 
-@pytest.mark.parametrize("tempo", ["5/4", "1/2", "3"])
-def test_sound_follows_another_tempo(tmp_path: Path, tempo: str) -> None:
-    original = flash_and_beep(tmp_path / "s.mp4", 0, 0.5)
-    info, factor = probe(original), Fraction(tempo)
-    target = tmp_path / "a.mp4"
-    with VideoWriter(target, 64, 48, info.rate * factor, audio_from=original, tempo=factor) as writer:
-        for frame in read_frames(original, info):
-            writer.write(frame[None])
-    assert beep_after_flash(target) == pytest.approx(0.5 / float(factor), abs=0.05)
-
-
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     frame = torch.linspace(-1, 1, 640).expand(1, 3, 360, 640)
     seen = []
