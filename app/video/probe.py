@@ -239,7 +239,7 @@ def _described(path: Path, text: str, frame: re.Match[str]) -> ClipInfo:
     shown_rows = int(height)
     shown_columns = round(int(width) * sample_aspect)
     tags = _TAGS.search(text)
-    color = _color(pixel_format, shown_rows, tags.groups() if tags else ("unknown",) * 4)
+    color = _color(pixel_format, int(width), int(height), tags.groups() if tags else ("unknown",) * 4)
     sound = [s for s in streams if s[2] == "Audio"]
     notes = []
     if not is_constant(nominal, average):
@@ -307,13 +307,17 @@ def _rotation(opening: str, video: re.Match[str]) -> int:
     return round(-float(found[1] or found[2])) % 360
 
 
-def _color(pixel_format: str, height: int, tags: tuple[str, ...]) -> Color:
-    """Tags as the file gives them; without, what players assume: BT.709 from 720 rows on, else BT.601."""
+def _color(pixel_format: str, width: int, height: int, tags: tuple[str, ...]) -> Color:
+    """Tags as the file gives them; without, what players assume: BT.709 above television's 576 rows.
+
+    A side of 1280 counts as well: a wide film cut from 1280x720 has fewer rows and the same colours.
+    """
     stored_range, matrix, primaries, transfer = tags
     if _RGB.match(pixel_format):
         return Color("gbr", True, primaries, transfer)
     if matrix in ("unknown", "unspecified", "reserved", "gbr"):
-        matrix = "bt709" if height >= 720 else "smpte170m"
+        large = max(width, height) >= 1280 or min(width, height) > 576
+        matrix = "bt709" if large else "smpte170m"
     if stored_range in ("tv", "pc"):
         full = stored_range == "pc"
     else:

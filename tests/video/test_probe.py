@@ -98,7 +98,10 @@ def test_a_rate_that_nobody_declares_is_counted(tmp_path: Path) -> None:
     ("size", "options", "expected"),
     [
         ("128x72", (), ("smpte170m", False)),
+        ("720x576", (), ("smpte170m", False)),
         ("1280x720", (), ("bt709", False)),
+        ("1280x544", (), ("bt709", False)),
+        ("960x720", (), ("bt709", False)),
         ("128x72", ("-colorspace", "bt709", "-color_range", "tv"), ("bt709", False)),
         ("1280x720", ("-colorspace", "smpte170m"), ("smpte170m", False)),
         ("128x72", ("-pix_fmt", "yuvj420p", "-c:v", "mjpeg"), ("bt470bg", True)),
