@@ -43,8 +43,10 @@ class Silent:
 
 
 def amount_text(amount: float, unit: str) -> str:
-    """`amount` as a person reads it: decimal(12_300_000) -> "12.3 MB", 24 -> "24 frames"."""
-    return decimal(int(amount)) if unit == "B" else f"{amount:,.0f} {unit}"
+    """`amount` as a person reads it: 12_300_000 "B" -> "12.3 MB", 24 "frames" -> "24 frames"."""
+    if unit == "B":
+        return decimal(int(amount))
+    return f"{amount:,.0f} {unit}" if amount >= 10 or amount == int(amount) else f"{amount:.2g} {unit}"
 
 
 def duration_text(seconds: float) -> str:

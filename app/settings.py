@@ -8,6 +8,7 @@ from here.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,8 +43,9 @@ class Settings(BaseSettings):
     )
     verify: Literal["quick", "full"] = Field(
         default="quick",
-        description="quick: presence, size, format, tensor names and shapes, hashes already remembered. "
-        "full: every file's hash, computed once and remembered. A file that is staged is always hashed.",
+        description="quick: presence, size, format, tensor names and shapes, and hashes that are remembered; "
+        "a hash that is not is computed while the file is staged, or before it is first loaded. full: every "
+        "hash is computed at once, and remembered.",
     )
     stage: Literal["auto", "shm", "tmp", "off"] = Field(
         default="auto",
@@ -67,11 +69,22 @@ class Settings(BaseSettings):
         description="Folder for remembered hashes. Unset: `.seedpod` in the first root that can be "
         "written, else in the user's cache folder.",
     )
+    user_cache: Path | None = Field(
+        default=None,
+        validation_alias="XDG_CACHE_HOME",
+        description="The user's cache folder. Unset: `.cache` in the home folder.",
+    )
+    home: Path | None = Field(
+        default=None, validation_alias="HOME", description="The user's home folder. Unset: none is used."
+    )
     readers: int = Field(
         default=8, ge=1, le=64, description="Parallel readers while a file is staged or hashed."
     )
     max_pixels: int = Field(
-        default=3840 * 2160, ge=256, description="Largest output frame, in pixels (height x width)."
+        default=3840 * 2160,
+        ge=256,
+        description="Largest frame of a result, in pixels (height x width); a source may have four times as "
+        "many.",
     )
     max_frames: int = Field(default=1_000_000, ge=1, description="Longest input, in frames.")
     log_format: Literal["auto", "human", "json"] = Field(
@@ -112,6 +125,11 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("at least one folder is needed")
         return value
+
+    def user_cache_folder(self) -> Path:
+        """Where Seedpod may keep what is cheap to make again, when no root can be written."""
+        base = self.user_cache or (self.home / ".cache" if self.home else Path(tempfile.gettempdir()))
+        return base / "seedpod"
 
     @classmethod
     def settings_customise_sources(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from app.video.frames import preprocess_original
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
 from app.video import color
+from app.video.frames import preprocess_original
 from tests import seeded
 
 LIMIT = 1e-4

@@ -118,7 +118,7 @@ def unlike(path: Path, format: str, phrase: str, *, misnamed: bool = False) -> C
     expected = "what torch.save writes" if format == "torch" else f"a {format} file"
     remedy = "correct its `format` in the manifest, or put" if misnamed else "put"
     return ConfigError(
-        f"checkpoint_not_{format}",
+        "checkpoint_not_torch" if format == "torch" else "checkpoint_not_safetensors",
         f"{path} is {phrase}, expected {expected}: {remedy} the published file there.",
     )
 

@@ -1,0 +1,52 @@
+"""Which device and number types models run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from app.errors import UnavailableError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, the type of transformers on it, and that of convolutional autoencoders.
+
+    Autoencoders run in float16 where transformers run in 16 bits: bfloat16's eight bits leave 129 levels
+    of brightness, and SeedVR2's and Wan's never overflow float16.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    conv_dtype: torch.dtype
+
+
+def place(device: str, dtype: str) -> Placement:
+    """The placement that the settings `device` and `dtype` ask for.
+
+    Raises:
+        UnavailableError: `device_unavailable`: the device is not there.
+    """
+    chosen = torch.device(_auto() if device == "auto" else device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(
+            "device_unavailable",
+            f"SEEDPOD_DEVICE is {device}, and this machine shows {torch.cuda.device_count()} CUDA devices; "
+            "run the container with --gpus all, or set SEEDPOD_DEVICE=cpu.",
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UnavailableError(
+            "device_unavailable",
+            "SEEDPOD_DEVICE is mps, and this machine has no Metal device; set SEEDPOD_DEVICE=cpu.",
+        )
+    fast = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    wanted = fast if dtype == "auto" else DTYPES[dtype]
+    half = chosen.type == "cuda" and wanted != torch.float32
+    return Placement(chosen, wanted, torch.float16 if half else torch.float32)
+
+
+def _auto() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,131 @@
+"""Requests: what a person may ask of each task, with bounds. The command line's options and the JSON
+schema come from these fields.
+
+Only what can be told from the request itself is checked here; what depends on the clip or the machine is
+checked where it is known.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import UsageError
+
+Codec = Literal["h264", "hevc10", "h264_10", "lossless", "png"]
+
+
+class RestoreRequest(BaseModel):
+    """Sharpen, clean and upscale a clip or an image with SeedVR2."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        default=None,
+        description="Model of the manifest. Unset: the only restore model there is.",
+        examples=["seedvr2-3b"],
+    )
+    height: int | None = Field(
+        default=None, ge=16, le=8192, description="Height of the result, in pixels; alone, keeps the shape."
+    )
+    width: int | None = Field(
+        default=None, ge=16, le=8192, description="Width of the result, in pixels; alone, keeps the shape."
+    )
+    scale: float | None = Field(
+        default=None, gt=0, le=16, description="Factor on both sides, instead of height or width."
+    )
+    short_side: int | None = Field(
+        default=None,
+        ge=16,
+        le=8192,
+        description="Shorter side of the result, in pixels, instead of the others.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="Seed of the noise. The same seed and settings give the same result."
+    )
+    steps: int = Field(default=1, ge=1, le=100, description="Diffusion steps. The models are made for one.")
+    guidance: float = Field(
+        default=1.0,
+        ge=0,
+        le=20,
+        description="Scale of classifier-free guidance; 1 is none and half the work.",
+    )
+    rescale: float = Field(default=0.0, ge=0, le=1, description="Guidance rescale.")
+    condition_noise: float = Field(
+        default=0.0, ge=0, le=1, description="Noise on the source before it is restored; more invents more."
+    )
+    window: int = Field(
+        default=31,
+        ge=5,
+        le=255,
+        description="Latents (of four frames each) that the transformer sees at once. Longer windows hold "
+        "together better and take more memory.",
+    )
+    fit: Literal["pad", "crop"] = Field(
+        default="pad",
+        description="How sides are made multiples of 16: pad keeps the whole picture, crop cuts the edges "
+        "as the original does.",
+    )
+    color: Literal["lab", "wavelet", "adain", "none"] = Field(
+        default="lab", description="Colour repair against the source; lab is the closest on most material."
+    )
+    cuts: bool = Field(
+        default=True, description="Find cuts and restore each shot on its own. Off: the clip is one shot."
+    )
+    rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=240,
+        description="Frames per second of the result. Unset: the source's, exactly.",
+    )
+    codec: Codec = Field(
+        default="h264",
+        description="h264: 8 bits, plays everywhere. h264_10, hevc10: 10 bits. lossless: every value kept. "
+        "png: a folder of numbered frames. Not for images.",
+    )
+    quality: int | None = Field(
+        default=None,
+        ge=0,
+        le=51,
+        description="Constant rate factor of h264, h264_10 and hevc10; lower is better and larger. Unset: a "
+        "visually lossless one.",
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RestoreRequest:
+        given = [self.height or self.width, self.scale, self.short_side]
+        if sum(way is not None for way in given) > 1:
+            raise ValueError("the size is given in more than one way; give height and/or width, or scale, or "
+                             "short_side")  # fmt: skip
+        return self
+
+
+def parse(request: type[RestoreRequest], values: dict[str, Any]) -> RestoreRequest:
+    """The request that `values` hold.
+
+    Raises:
+        UsageError: `request_invalid`, naming every field that is wrong, its value and what it may be.
+    """
+    try:
+        return request.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("request_invalid", " ".join(_sentences(request, error))) from None
+
+
+def _sentences(request: type[BaseModel], error: ValidationError) -> list[str]:
+    sentences = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(request.model_fields)
+            sentences.append(f"{name} is not a field of this request; fields: {known}.")
+        elif not name:
+            sentences.append(f"{reason[:1].upper()}{reason[1:]}.")
+        else:
+            field = request.model_fields.get(str(problem["loc"][0]))
+            meaning = f" {name}: {field.description}" if field else ""
+            sentences.append(f"{name} is {str(problem['input'])[:200]!r}: {reason}.{meaning}")
+    return sentences

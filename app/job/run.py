@@ -1,0 +1,211 @@
+"""The job runner: decode -> model -> encode, as a stream, and what came of it.
+
+Knows of clips and pipelines; nothing of servers, downloads or manifests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app.errors import InputError, UsageError
+from app.job.request import RestoreRequest
+from app.models.seedvr2.restore import RestoreOptions, Restorer
+from app.progress import Progress
+from app.timing import Stopwatch
+from app.video.frames import MULTIPLE, target_size
+from app.video.probe import ClipInfo, probe
+from app.video.rates import exact_rate
+from app.video.read import PixelFormat, read_frames
+from app.video.shots import Shot, find_shots
+from app.video.write import ImageWriter, VideoWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+SOURCE_PIXELS = 4  # a source may have this many times the pixels that a result may have
+Writer = VideoWriter | ImageWriter
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may ask for at most: pixels of a frame of the result, frames of the source."""
+
+    pixels: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made, as its caller gets it. `seconds` per step; steps of a stream overlap no other."""
+
+    path: str
+    model: str
+    width: int
+    height: int
+    frames: int
+    shots: int
+    rate: str
+    sound: bool
+    seed: int
+    bytes: int
+    seconds: dict[str, float]
+    total_seconds: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RestoreJob:
+    """A job that was looked at and can begin: nothing is decoded or written yet."""
+
+    request: RestoreRequest
+    info: ClipInfo
+    rate: Fraction
+    options: RestoreOptions
+    writer: Writer
+
+
+def plan_restore(request: RestoreRequest, source: Path, output: Path, limits: Limits) -> RestoreJob:
+    """Look at the source and the output before any costly work.
+
+    Raises:
+        InputError: The source is not a clip or image that can be read, or is beyond the limits.
+        UsageError: The size asked for makes no sense, or `output` does not fit the codec.
+        FileError: `output` cannot be written.
+    """
+    info = probe(source, max_frames=limits.frames, max_pixels=SOURCE_PIXELS * limits.pixels)
+    rate = info.rate if request.rate is None else exact_rate(request.rate)
+    options = restore_options(request, info, limits)
+    if output.exists() and source.samefile(output):
+        raise UsageError("output_is_input", f"{output.name} is the source itself; name another output.")
+    if info.is_image:
+        return RestoreJob(request, info, rate, options, ImageWriter(output))
+    height, width = output_size(options)
+    sound = source if info.has_audio else None
+    writer = VideoWriter(
+        output, width, height, rate, codec=request.codec, audio_from=sound, crf=request.quality
+    )
+    return RestoreJob(request, info, rate, options, writer)
+
+
+def run_restore(
+    restorer: Restorer,
+    model: str,
+    job: RestoreJob,
+    progress: Progress,
+    on_step: Callable[[], None] = lambda: None,
+) -> Result:
+    """Restore a clip or image.
+
+    `on_step` is called between steps and may raise to stop. Whatever is raised, nothing partial is left.
+
+    Raises:
+        InputError: The source is damaged. FileError: The output cannot be written.
+    """
+    begin = time.perf_counter()
+    clock = Stopwatch()
+    notes = list(job.info.notes)
+    with clock("find cuts"):
+        shots = _shots(job, progress, notes.append)
+    progress.start("restore", shots[-1].stop, "frames")
+    with job.writer as writer, torch.inference_mode():
+        for frame in _restored(restorer, job, shots, clock, on_step):
+            with clock("write"):
+                writer.write(frame)
+            progress.advance(1)
+    height, width = output_size(job.options)
+    progress.finish(f"{len(shots)} shot{'s' if len(shots) > 1 else ''}, {width}x{height}")
+    path = job.writer.path
+    return Result(
+        path=str(path),
+        model=model,
+        width=width,
+        height=height,
+        frames=shots[-1].stop,
+        shots=len(shots),
+        rate=str(job.rate),
+        sound=job.info.has_audio and job.request.codec != "png",
+        seed=job.request.seed,
+        bytes=sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])),
+        seconds={step: round(seconds, 3) for step, seconds in clock.seconds.items()},
+        total_seconds=round(time.perf_counter() - begin, 3),
+        notes=(*notes, *job.writer.notes),
+    )
+
+
+def restore_options(request: RestoreRequest, info: ClipInfo, limits: Limits) -> RestoreOptions:
+    """The pipeline's options for a clip.
+
+    Raises:
+        UsageError: The size makes no sense.
+        InputError: `output_too_large`: the result would have more pixels than the limit.
+    """
+    height, width = target_size(
+        info.height, info.width,
+        to_height=request.height, to_width=request.width,
+        scale=request.scale, short_side=request.short_side,
+        multiple=1 if info.is_image else 2,
+    )  # fmt: skip
+    if height * width > limits.pixels:
+        raise InputError(
+            "output_too_large",
+            f"The result would be {width}x{height}, {height * width:,} pixels a frame, and the limit is "
+            f"{limits.pixels:,}; ask for a smaller size, or raise SEEDPOD_MAX_PIXELS.",
+        )
+    return RestoreOptions(
+        height=height,
+        width=width,
+        seed=request.seed,
+        steps=request.steps,
+        guidance=request.guidance,
+        rescale=request.rescale,
+        condition_noise=request.condition_noise,
+        window=request.window,
+        fit=request.fit,
+        color=request.color,
+    )
+
+
+def output_size(options: RestoreOptions) -> tuple[int, int]:
+    """(height, width) of the frames that the pipeline gives."""
+    if options.fit == "crop":
+        return options.height // MULTIPLE * MULTIPLE, options.width // MULTIPLE * MULTIPLE
+    return options.height, options.width
+
+
+def _shots(job: RestoreJob, progress: Progress, warn: Callable[[str], None]) -> list[Shot]:
+    """The shots to restore each on its own; with cuts off, the whole clip as one. Damage at the very end
+    of a file shows in this pass: the next one stops before it."""
+    if job.info.is_image:
+        return [Shot(0, 1)]
+    progress.start("find cuts", None, "frames")
+    shots = find_shots(job.info.path, job.info, rate=job.rate, warn=warn)
+    progress.finish(f"{shots[-1].stop} frames, {len(shots)} shot{'s' if len(shots) > 1 else ''}")
+    return shots if job.request.cuts else [Shot(0, shots[-1].stop)]
+
+
+def _restored(
+    restorer: Restorer,
+    job: RestoreJob,
+    shots: list[Shot],
+    clock: Stopwatch,
+    on_step: Callable[[], None],
+) -> Iterator[Tensor]:
+    """The frames of the result, (1, 3, height, width) float32 in [-1, 1], shot after shot."""
+    deep: PixelFormat = "rgb48le" if job.info.bit_depth > 8 else "rgb24"
+    read = read_frames(job.info.path, job.info, rate=job.rate, pixel_format=deep)
+    frames = clock.around("read", read)
+    for number, shot in enumerate(shots):
+        taken = islice(frames, len(shot))
+        yield from restorer.restore_shot(taken, len(shot), job.options, number, on_step, clock)

@@ -1,0 +1,60 @@
+"""From the files of a SeedVR2 model to a `Restorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from app.boot.checkpoint import give_back, load, load_tensor
+from app.boot.tensorfile import read_index, rename_tensors
+from app.device import Placement
+from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
+from app.models.seedvr2.restore import Restorer
+from app.models.seedvr2.vae import VideoVAE
+from app.models.seedvr2.vae_config import current_name
+from app.models.source import Source
+from app.progress import Progress
+
+
+def load_restorer(
+    variant: str | None, files: Mapping[str, Source], placement: Placement, readers: int, progress: Progress
+) -> Restorer:
+    """Load the four parts, one at a time; between them memory is given back.
+
+    Raises:
+        ConfigError: A file's tensors are not the model's.
+        FileError: A file cannot be read.
+    """
+    dit_file, vae_file = files["dit"], files["vae"]
+    dit_shape = dit_config(variant, read_index(dit_file.path, dit_file.format))
+    dit = load(
+        lambda: DiT(dit_shape), dit_file.path, dit_file.format,
+        device=placement.device, dtype=placement.dtype,
+        dropped=DROPPED, recompute=("blocks.*.attn.rope.rope.freqs",),
+        readers=readers, progress=progress,
+    )  # fmt: skip
+    give_back()
+    vae_index = rename_tensors(read_index(vae_file.path, vae_file.format), current_name)
+    vae_shape = vae_config(variant, vae_index)
+    vae = load(
+        lambda: VideoVAE(vae_shape), vae_file.path, vae_file.format,
+        device=placement.device, dtype=placement.conv_dtype,
+        rename=current_name, readers=readers, progress=progress,
+    )  # fmt: skip
+    give_back()
+    return Restorer(
+        dit=dit,
+        vae=vae,
+        positive=_prompt(files["positive"], placement),
+        negative=_prompt(files["negative"], placement),
+    )
+
+
+def _prompt(file: Source, placement: Placement) -> Tensor:
+    """A prompt's embedding, (tokens, width), where the transformer is and of its type."""
+    embedding = load_tensor(file.path, file.format)
+    embedding = embedding[0] if embedding.ndim == 3 else embedding
+    return embedding.to(device=placement.device, dtype=placement.dtype or torch.float32)

@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""Seedpod's command line, and process 1 of its container.
+
+    check      verify the checkpoints            stage    copy them to fast local storage
+    fetch      download what is missing          convert  make 16-bit files of them
+    run        do one job on this machine
+
+Every command reads like the flow it is; each imports what it needs, so that `check` never loads torch.
+Exit status: 0 done, 64 wrong use, 65 bad input, 69 unavailable, 70 our fault, 74 input or output
+failed, 78 configuration or checkpoints wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # runs from any folder
+
+from app import __version__
+from app.errors import SeedpodError, UsageError
+from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.progress import Progress
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        options = parser().parse_args(arguments)
+        return int(options.command(options, load_settings(environ)))
+    except SeedpodError as error:
+        print(f"seedpod: {error.message} [{error.code}]", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("seedpod: interrupted; nothing partial was left.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        print(f"seedpod: a fault of ours ({type(error).__name__}), told above; please report it. [internal]",
+              file=sys.stderr)  # fmt: skip
+        return 70
+
+
+# ------------------------------------------------------------------ commands
+
+
+def check(options: argparse.Namespace, settings: Settings) -> int:
+    """Verify models, print what was found; 0 or 78."""
+    from rich.console import Console
+
+    from app.boot import chain
+    from app.boot.manifest import read_manifest
+    from app.boot.report import print_report, to_json
+    from app.boot.verify import select_models
+
+    if options.full:
+        settings = settings.model_copy(update={"verify": "full"})
+    manifest = read_manifest(settings.manifest)
+    names = options.models or settings.models
+    selection = select_models(manifest, names, settings.roots, all_if_none=True)
+    with shown_progress() as progress:
+        report = chain.check(settings, manifest, selection, chain.hash_record(settings), progress)
+    if options.json:
+        print(json.dumps(to_json(report), indent=2))
+    else:
+        print_report(report, Console())
+    return 0 if report.ok else 78
+
+
+def fetch(options: argparse.Namespace, settings: Settings) -> int:
+    """Download what models lack."""
+    from app.boot import chain
+    from app.boot.manifest import read_manifest
+    from app.boot.verify import select_models
+
+    manifest = read_manifest(settings.manifest)
+    select_models(manifest, options.models, settings.roots)
+    with shown_progress() as progress:
+        fetched = chain.fetch_missing(settings, manifest, options.models, progress)
+    for path in fetched:
+        print(path)
+    if not fetched:
+        print("Nothing is missing.")
+    return 0
+
+
+def stage(options: argparse.Namespace, settings: Settings) -> int:
+    """Verify and stage models; prints where each staged file is."""
+    from app.boot import chain
+    from app.boot.manifest import read_manifest
+    from app.boot.verify import select_models
+
+    manifest = read_manifest(settings.manifest)
+    selection = select_models(manifest, options.models or settings.models, settings.roots)
+    with shown_progress() as progress:
+        hashes = chain.hash_record(settings)
+        chain.check(settings, manifest, selection, hashes, progress).require_ok()
+        staged = chain.stage_files(settings, manifest, selection, hashes, progress)
+    for source, copy in staged.items():
+        print(f"{source} -> {copy.path} ({copy.reason})")
+    return 0
+
+
+def convert(options: argparse.Namespace, settings: Settings) -> int:
+    """Write 16-bit files beside a model's masters."""
+    from app.boot import chain
+    from app.boot.convert import convert as convert_file
+    from app.boot.locate import Found, locate_file
+    from app.boot.manifest import read_manifest
+    from app.boot.verify import select_models
+
+    manifest = read_manifest(settings.manifest)
+    select_models(manifest, [options.model], settings.roots)
+    model = manifest.models[options.model]
+    hashes = chain.hash_record(settings)
+    with shown_progress() as progress:
+        for part in options.part or ("dit", "vae"):
+            if part not in model.parts:
+                raise UsageError("part_unknown", f"model {model.name} has no part {part}; parts: "
+                                 f"{', '.join(model.parts)}.")  # fmt: skip
+            place = locate_file(manifest.files[model.parts[part]], settings.roots)
+            if not isinstance(place, Found):
+                selection = select_models(manifest, [model.name], settings.roots)
+                chain.check(settings, manifest, selection, hashes, progress).require_ok()
+                raise UsageError("master_missing", f"{place.entry.path} is not there; only a 16-bit file is.")
+            known = hashes.lookup(place.path)
+            made = convert_file(
+                place.path, place.entry.format,
+                dtype=options.dtype, source_sha256=known or place.entry.sha256, progress=progress,
+            )  # fmt: skip
+            print(made)
+    return 0
+
+
+def restore(options: argparse.Namespace, settings: Settings) -> int:
+    """Restore one clip or image; prints the result as JSON."""
+    from app.boot import chain
+    from app.boot.manifest import read_manifest
+    from app.boot.verify import select_models
+    from app.job.request import RestoreRequest, parse
+
+    request = parse(RestoreRequest, given(options, RestoreRequest.model_fields))
+    manifest = read_manifest(settings.manifest)
+    name = chain.choose_model(settings, manifest, "restore", request.model)
+    with shown_progress() as progress:
+        if settings.fetch == "missing":
+            chain.fetch_missing(settings, manifest, [name], progress)
+        selection = select_models(manifest, [name], settings.roots)
+        hashes = chain.hash_record(settings)
+        chain.check(settings, manifest, selection, hashes, progress).require_ok()
+
+        from app.job.run import Limits, plan_restore, run_restore
+
+        limits = Limits(settings.max_pixels, settings.max_frames)
+        job = plan_restore(request, options.input, options.output, limits)
+        staged = chain.stage_files(settings, manifest, selection, hashes, progress)
+        models = chain.load_models(settings, manifest, selection, staged, progress)
+        result = run_restore(models[name].pipeline, name, job, progress)
+        if options.sheet:
+            from app.video.sheet import write_sheet
+
+            write_sheet(options.sheet, [("before", options.input), ("after", options.output)])
+    print(json.dumps(result.to_dict(), indent=2))
+    return 0
+
+
+# ------------------------------------------------------------------ the command line
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("usage", f"{message}; see {self.prog} --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. The options of `run` are the request's own fields."""
+    top = Parser(prog="entrypoint.py", description=(__doc__ or "").split("\n\n")[0])
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    sub = commands.add_parser("check", help="verify the checkpoints of models", description=check.__doc__)
+    sub.add_argument(
+        "models", nargs="*", metavar="MODEL", help="default: SEEDPOD_MODELS, or all complete ones"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON for machines")
+    sub.add_argument("--full", action="store_true", help="hash every file, once (as SEEDPOD_VERIFY=full)")
+    sub.set_defaults(command=check)
+
+    sub = commands.add_parser("fetch", help="download what models lack", description=fetch.__doc__)
+    sub.add_argument("models", nargs="+", metavar="MODEL")
+    sub.set_defaults(command=fetch)
+
+    sub = commands.add_parser(
+        "stage", help="copy checkpoints to fast local storage", description=stage.__doc__
+    )
+    sub.add_argument(
+        "models", nargs="*", metavar="MODEL", help="default: SEEDPOD_MODELS, or all complete ones"
+    )
+    sub.set_defaults(command=stage)
+
+    sub = commands.add_parser("convert", help="write 16-bit files of a model", description=convert.__doc__)
+    sub.add_argument("model", metavar="MODEL")
+    sub.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16", help="default: %(default)s")
+    sub.add_argument("--part", action="append", help="only this part (dit, vae); may be repeated")
+    sub.set_defaults(command=convert)
+
+    run = commands.add_parser("run", help="do one job on this machine")
+    tasks = run.add_subparsers(required=True, metavar="TASK", parser_class=Parser)
+    _restore_parser(tasks.add_parser("restore", help="sharpen, clean and upscale a clip or an image",
+                                     description=restore.__doc__))  # fmt: skip
+    return top
+
+
+def _restore_parser(sub: argparse.ArgumentParser) -> None:
+    from app.job.request import RestoreRequest
+
+    sub.add_argument("input", type=Path, metavar="INPUT", help="a clip or an image")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="a file, or a folder for --codec png")
+    sub.add_argument("--sheet", type=Path, help="also write a before/after sheet, as PNG")
+    for name, field in RestoreRequest.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        sub.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            metavar=name.upper(),
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+    sub.set_defaults(command=restore)
+
+
+def given(options: argparse.Namespace, fields: Collection[str]) -> dict[str, str]:
+    """The fields of a request that were given on the command line, as text."""
+    return {name: value for name, value in vars(options).items() if name in fields}
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Bars on a terminal, lines elsewhere; on stderr, as stdout is for results."""
+    from rich.console import Console
+
+    from app.progress import Lines, Terminal
+
+    if sys.stderr.isatty():
+        with Terminal(Console(stderr=True)) as bars:
+            yield bars
+    else:
+        yield Lines()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""What many tests need: a volume with the nano model, a short clip, and the command line in-process."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+
+import entrypoint
+from tools import make_nano
+
+
+@pytest.fixture(scope="session")
+def nano_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume that holds nano's checkpoints. Tests that change files copy it."""
+    root = tmp_path_factory.mktemp("volume")
+    make_nano.main(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten frames of 48x32 at 30000/1001 frames per second, with a tone."""
+    path = tmp_path_factory.mktemp("clips") / "short.mp4"
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error",
+            "-f", "lavfi", "-i", "testsrc2=size=48x32:rate=30000/1001",
+            "-f", "lavfi", "-i", "sine=frequency=440",
+            "-frames:v", "10", "-shortest", "-pix_fmt", "yuv420p", str(path),
+        ],
+        check=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def seedpod(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: (exit status, stdout, stderr). Keywords are settings."""
+
+    def run(*arguments: str | Path, **settings: str | Path) -> tuple[int, str, str]:
+        environment = {"HOME": str(tmp_path / "home"), "SEEDPOD_CACHE": str(tmp_path / "cache")}
+        environment |= {key: str(value) for key, value in settings.items()}
+        capfd.readouterr()
+        status = entrypoint.main([str(argument) for argument in arguments], environment)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run

@@ -1,0 +1,56 @@
+import pytest
+
+from app.errors import UsageError
+from app.job.request import RestoreRequest, parse
+
+
+def test_text_from_a_command_line_is_understood() -> None:
+    request = parse(RestoreRequest, {"scale": "2", "cuts": "false", "seed": "7", "rate": "29.97"})
+    assert (request.scale, request.cuts, request.seed, request.rate) == (2.0, False, 7, 29.97)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"heigth": 3}, ["heigth", "not a field", "height"]),
+        ({"height": 8}, ["height", "8", "16"]),
+        ({"height": 9000}, ["9000", "8192"]),
+        ({"width": "wide"}, ["width", "wide", "integer"]),
+        ({"scale": 0}, ["scale", "0", "greater than 0"]),
+        ({"scale": "nan"}, ["scale", "nan"]),
+        ({"scale": 17}, ["17", "16"]),
+        ({"scale": 2, "height": 512}, ["more than one way"]),
+        ({"short_side": 480, "width": 512}, ["more than one way"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": 2**63}, ["seed", str(2**63)]),
+        ({"steps": 0}, ["steps", "0"]),
+        ({"steps": 101}, ["steps", "101", "100"]),
+        ({"guidance": -1}, ["guidance", "-1"]),
+        ({"rescale": 1.5}, ["rescale", "1.5"]),
+        ({"condition_noise": 2}, ["condition_noise", "2"]),
+        ({"window": 4}, ["window", "4", "5"]),
+        ({"fit": "stretch"}, ["fit", "stretch", "pad", "crop"]),
+        ({"color": "auto"}, ["color", "auto", "wavelet"]),
+        ({"cuts": "perhaps"}, ["cuts", "perhaps"]),
+        ({"rate": 0}, ["rate", "0"]),
+        ({"rate": "inf"}, ["rate", "inf"]),
+        ({"codec": "vp9"}, ["codec", "vp9", "h264"]),
+        ({"quality": 60}, ["quality", "60", "51"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(values: dict[str, object], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(RestoreRequest, values)
+    assert caught.value.code == "request_invalid"
+    for part in parts:
+        assert part in caught.value.message
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(RestoreRequest, {"steps": 0, "window": 1, "nonsense": True})
+    assert all(name in caught.value.message for name in ("steps", "window", "nonsense"))
+
+
+def test_every_field_is_described() -> None:
+    assert all(field.description for field in RestoreRequest.model_fields.values())
