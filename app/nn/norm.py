@@ -53,7 +53,7 @@ class FrameGroupNorm(nn.GroupNorm):
         mean = over_groups(frame.mean((2, 3), dtype=torch.float32))
         rows = max(1, _BLOCK // (batch * channels * width))
         squares = torch.zeros(batch, channels, device=frame.device)
-        for block in frame.split(rows, dim=2):
+        for block in torch.split(frame, rows, dim=2):
             squares += torch.sub(block, mean).square_().sum((2, 3))
         variance = over_groups(squares / (height * width))
         scale = torch.rsqrt(variance + self.eps) * self.weight.view(-1, 1, 1)

@@ -194,6 +194,19 @@ def test_inputs_are_left_as_they_were():
     assert torch.equal(mean, kept)
 
 
+def test_full_hd_passes_on_meta():
+    """The path that devices other than the CPU take, at the size people use: shapes and slices only."""
+    with torch.device("meta"):
+        vae = VideoVAE(VAEConfig.published()).half()
+        frames = torch.empty(1, 3, 9, 1088, 1920, dtype=torch.float16)
+    state = vae.new_state()
+    mean = torch.cat([vae.encode_slice(x, state) for x in frames.split([5, 4], dim=2)], dim=2)
+    assert mean.shape == (1, 16, 3, 136, 240)
+    decoded = torch.cat([vae.decode_slice(z, state) for z in mean.split([1, 2], dim=2)], dim=2)
+    assert decoded.shape == frames.shape
+    assert decoded.dtype == torch.float16
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_sixteen_bits(dtype):

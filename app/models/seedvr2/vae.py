@@ -23,13 +23,14 @@ EPS = 1e-6
 
 
 class VideoVAE(nn.Module):
-    """The autoencoder. Runs in the dtype and on the device of its weights; call under inference_mode."""
+    """The autoencoder, for inference: its weights take no gradients. Runs in their dtype, on their device."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.requires_grad_(False)  # activations are written in place
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior of a whole clip.
