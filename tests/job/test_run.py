@@ -1,0 +1,221 @@
+"""The job runner on real clips, with the nano model: what comes out is the clip that went in, restored."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.errors import SeedpodError
+from app.job.request import RestoreRequest
+from app.job.run import Limits, Result, plan_restore, run_restore
+from app.progress import Silent
+from app.video.probe import probe
+from app.video.read import read_frames
+from tests.models.nano import restorer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMITS = Limits(pixels=1024 * 1024, frames=10_000)
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def restore(
+    source: Path, output: Path, on_step: Callable[[], None] = lambda: None, **fields: object
+) -> Result:
+    request = RestoreRequest.model_validate(fields)
+    job = plan_restore(request, source, output, LIMITS)
+    return run_restore(restorer(), "nano", job, Silent(), on_step)
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    return list(read_frames(path, probe(path)))
+
+
+def test_length_rate_and_sound_stay(short_clip: Path, tmp_path: Path) -> None:
+    result = restore(short_clip, tmp_path / "out.mp4", scale=2)
+    made, source = probe(tmp_path / "out.mp4"), probe(short_clip)
+    assert (made.width, made.height) == (96, 64) == (result.width, result.height)
+    assert made.rate == source.rate == Fraction(30000, 1001)
+    assert len(frames_of(tmp_path / "out.mp4")) == 10 == result.frames
+    assert made.has_audio and result.sound
+    assert made.duration == pytest.approx(source.duration, abs=0.05)
+    assert result.bytes == (tmp_path / "out.mp4").stat().st_size
+    steps = {"find cuts", "read", "resize", "encode", "transformer", "decode", "colour", "write"}
+    assert set(result.seconds) == steps
+    assert sum(result.seconds.values()) <= result.total_seconds
+    json.dumps(result.to_dict())
+
+
+def test_the_same_seed_gives_the_same_file(short_clip: Path, tmp_path: Path) -> None:
+    for name in ("a.mkv", "b.mkv"):
+        restore(short_clip, tmp_path / name, codec="lossless", seed=5)
+    restore(short_clip, tmp_path / "c.mkv", codec="lossless", seed=6)
+    a, b, c = (np.stack(frames_of(tmp_path / name)) for name in ("a.mkv", "b.mkv", "c.mkv"))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_becomes_an_image(suffix: str, tmp_path: Path) -> None:
+    source = tmp_path / f"in.{suffix}"
+    Image.effect_noise((37, 51), 60).convert("RGB").save(source)
+    result = restore(source, tmp_path / f"out.{suffix}", scale=1.5)
+    with Image.open(tmp_path / f"out.{suffix}") as made:
+        assert made.size == (result.width, result.height) == (56, 76)
+
+
+def test_png_frames_are_a_folder(short_clip: Path, tmp_path: Path) -> None:
+    result = restore(short_clip, tmp_path / "frames", codec="png")
+    names = sorted(path.name for path in (tmp_path / "frames").iterdir())
+    assert names == [f"{i:06}.png" for i in range(1, 11)]
+    assert not result.sound
+
+
+@pytest.mark.parametrize("codec", ["hevc10", "h264_10"])
+def test_ten_bits_are_ten_bits(codec: str, short_clip: Path, tmp_path: Path) -> None:
+    restore(short_clip, tmp_path / "out.mp4", codec=codec, scale=2)
+    assert probe(tmp_path / "out.mp4").bit_depth == 10
+
+
+def test_an_odd_size_and_a_turned_clip(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=50x34:rate=10", "-frames:v", "3", tmp_path / "flat.mp4")
+    ffmpeg("-display_rotation", "90", "-i", tmp_path / "flat.mp4", "-c", "copy", tmp_path / "turned.mp4")
+    assert (probe(tmp_path / "turned.mp4").width, probe(tmp_path / "turned.mp4").height) == (34, 50)
+    result = restore(tmp_path / "turned.mp4", tmp_path / "out.mp4", height=51, width=35)
+    made = probe(tmp_path / "out.mp4")
+    assert (made.width, made.height, made.rotation) == (35, 51, 0)
+    assert result.notes  # an odd size is told
+
+
+@pytest.mark.parametrize("name", ["in.gif", "in.webm", "in.mov", "in.mkv"])
+def test_other_containers_come_in(name: str, tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=48x32:rate=10", "-frames:v", "4", tmp_path / name)
+    result = restore(tmp_path / name, tmp_path / "out.mp4")
+    assert result.frames == 4
+    assert Fraction(result.rate) == 10
+
+
+def test_another_rate_keeps_the_duration(short_clip: Path, tmp_path: Path) -> None:
+    result = restore(short_clip, tmp_path / "out.mp4", rate=15)
+    assert result.frames == 5
+    assert probe(tmp_path / "out.mp4").rate == 15
+
+
+def test_nothing_leaks_across_a_cut(tmp_path: Path) -> None:
+    """Two clips that begin alike and differ after the cut: the first shot's frames are the same."""
+    pieces = {"smooth": "gradients=c0=0x204080:c1=0xf0e010:seed=1", "checks": "testsrc2", "bars": "smptebars"}
+    for name, source in pieces.items():
+        picture = f"{source}{':' if '=' in source else '='}size=64x48:rate=10"
+        ffmpeg("-f", "lavfi", "-i", picture, "-frames:v", "12", "-c:v", "ffv1", tmp_path / f"{name}.mkv")
+    made = []
+    for second in ("checks", "bars"):
+        joined = tmp_path / f"{second}-joined.mkv"
+        ffmpeg("-i", tmp_path / "smooth.mkv", "-i", tmp_path / f"{second}.mkv", "-filter_complex",
+               "[0:v][1:v]concat=n=2:v=1", "-c:v", "ffv1", joined)  # fmt: skip
+        result = restore(joined, tmp_path / f"{second}-out.mkv", codec="lossless", window=5)
+        assert result.shots == 2
+        made.append(np.stack(frames_of(tmp_path / f"{second}-out.mkv")))
+    assert np.array_equal(made[0][:12], made[1][:12])
+    assert not np.array_equal(made[0][12:], made[1][12:])
+    whole = restore(tmp_path / "bars-joined.mkv", tmp_path / "whole.mkv", codec="lossless", cuts=False)
+    assert whole.shots == 1
+    assert not np.array_equal(np.stack(frames_of(tmp_path / "whole.mkv"))[:12], made[1][:12])
+
+
+class StoppedError(SeedpodError):
+    pass
+
+
+def test_stopping_leaves_nothing(short_clip: Path, tmp_path: Path) -> None:
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise StoppedError("job_cancelled", "stopped by the test")
+
+    with pytest.raises(StoppedError):
+        restore(short_clip, tmp_path / "out.mp4", stop)
+    assert list(tmp_path.iterdir()) == []
+    restore(short_clip, tmp_path / "out.mp4")  # and the model is as good as before
+
+
+def peak(source: Path, output: Path, volume: Path) -> float:
+    """Peak resident memory of a restoration in a process of its own, in MB."""
+    code = """
+import resource, sys
+from pathlib import Path
+import entrypoint
+status = entrypoint.main(sys.argv[2:], {"SEEDPOD_ROOTS": sys.argv[1], "HOME": sys.argv[1]})
+print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, file=sys.stderr)
+"""
+    arguments = [
+        "run",
+        "restore",
+        source,
+        "-o",
+        output,
+        "--model",
+        "nano",
+        "--window",
+        "5",
+        "--cuts",
+        "false",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(volume), *map(str, arguments)],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    status, memory = done.stderr.strip().splitlines()[-1].split()
+    assert status == "0", done.stderr
+    return float(memory)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(
+    nano_volume: Path, tmp_path: Path, record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One shot of 24 frames, and one ten times longer."""
+    memory = {}
+    for count in (24, 240):
+        source = tmp_path / f"{count}.mp4"
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=25", "-frames:v", str(count), source)
+        memory[count] = peak(source, tmp_path / f"{count}-out.mp4", nano_volume)
+        record_property(f"peak_mb_{count}_frames", memory[count])
+    with capsys.disabled():
+        print(f"\npeak memory: {memory[24]:.0f} MB for 24 frames, {memory[240]:.0f} MB for 240")
+    assert memory[240] < 1.15 * memory[24]
+
+
+def test_a_sixteen_bit_model_restores(short_clip: Path, tmp_path: Path) -> None:
+    """The transformer in bfloat16 gives nearly what it gives in float32."""
+    from dataclasses import replace
+
+    full = restorer()
+    half = replace(full, dit=_copy(full.dit).bfloat16(), positive=full.positive.bfloat16())
+    options = plan_restore(RestoreRequest(), short_clip, tmp_path / "x.mp4", LIMITS).options
+    with torch.inference_mode():
+        frames = frames_of(short_clip)
+        a = torch.cat(list(full.restore_shot(iter(frames), 10, options)))
+        b = torch.cat(list(half.restore_shot(iter(frames), 10, options)))
+    assert (a - b).norm() / a.norm() < 0.1
+
+
+def _copy(model: torch.nn.Module) -> torch.nn.Module:
+    import copy
+
+    return copy.deepcopy(model)
