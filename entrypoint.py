@@ -63,7 +63,7 @@ def check(options: argparse.Namespace, settings: Settings) -> int:
     """Verify models, print what was found; 0 or 78."""
     from rich.console import Console
 
-    from app.boot import chain
+    from app import chain
     from app.boot.manifest import read_manifest
     from app.boot.report import print_report, to_json
     from app.boot.verify import select_models
@@ -84,7 +84,7 @@ def check(options: argparse.Namespace, settings: Settings) -> int:
 
 def fetch(options: argparse.Namespace, settings: Settings) -> int:
     """Download what models lack."""
-    from app.boot import chain
+    from app import chain
     from app.boot.manifest import read_manifest
     from app.boot.verify import select_models
 
@@ -101,7 +101,7 @@ def fetch(options: argparse.Namespace, settings: Settings) -> int:
 
 def stage(options: argparse.Namespace, settings: Settings) -> int:
     """Verify and stage models; prints where each staged file is."""
-    from app.boot import chain
+    from app import chain
     from app.boot.manifest import read_manifest
     from app.boot.verify import select_models
 
@@ -118,7 +118,7 @@ def stage(options: argparse.Namespace, settings: Settings) -> int:
 
 def convert(options: argparse.Namespace, settings: Settings) -> int:
     """Write 16-bit files beside a model's masters."""
-    from app.boot import chain
+    from app import chain
     from app.boot.convert import convert as convert_file
     from app.boot.locate import Found, locate_file
     from app.boot.manifest import read_manifest
@@ -149,7 +149,7 @@ def convert(options: argparse.Namespace, settings: Settings) -> int:
 
 def restore(options: argparse.Namespace, settings: Settings) -> int:
     """Restore one clip or image; prints the result as JSON."""
-    from app.boot import chain
+    from app import chain
     from app.boot.manifest import read_manifest
     from app.boot.verify import select_models
     from app.job.request import RestoreRequest, parse
