@@ -44,6 +44,12 @@ class UnavailableError(SeedpodError):
     exit_status = 69
 
 
+class JobStopped(SeedpodError):  # noqa: N818 - a caller's wish, no error of anybody's
+    """A job was told to stop before it was done (69): `job_cancelled`, `job_timeout`, `worker_stopping`."""
+
+    exit_status = 69
+
+
 class InternalError(SeedpodError):
     """Our own fault (70)."""
 
