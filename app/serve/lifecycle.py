@@ -24,26 +24,25 @@ from app.errors import InputError, JobStopped, UnavailableError, UsageError
 from app.progress import duration_text
 from app.serve.journal import Journal
 from app.serve.live import Live
-from app.serve.outcome import Outcome, failed, of_error, of_output
+from app.serve.outcome import (
+    Outcome,
+    cancelled,
+    died,
+    of_error,
+    of_output,
+    stopping,
+    timed_out,
+)
 from app.serve.record import Record, State, Update
-from app.serve.reporter import DONE, SHARES, Reporter, timed_out
+from app.serve.reporter import DONE, SHARES, Reporter
 
 Run = Callable[[str, Mapping[str, Any], Reporter], Mapping[str, Any]]  # (job id, payload, reporter) -> output
 
 EVERY: Final = 0.25  # seconds between two updates of a job's progress
 OVERDUE: Final = 30.0  # seconds that a job may go on after its time without asking whether it should stop
 KEEP_BYTES: Final = 256 << 20  # of results of finished jobs
+FOLDER: Final = "job-"  # what the folder of a job is called, before its id
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # safe as the name of a folder
-_CANCELLED: Final = ("job_cancelled", "The job was cancelled by its caller.")
-_STOPPING: Final = (
-    "worker_stopping",
-    "The worker was told to stop before the job was done; submit it again, and another one takes it.",
-)
-_DIED: Final = (
-    "worker_died",
-    "The worker died before the job was done (killed, or out of memory); submit it again under a new id, "
-    "smaller if it happens again.",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -58,8 +57,8 @@ class Lifecycle:
         max_queued: Jobs that may wait.
         journal: File for the next worker here. What was not done when a worker died is then FAILED with
             code `worker_died`, and is in `died` of the next worker, of no later one.
-        work: Folder whose subfolders named by job ids are the jobs' own; those that a dead worker left
-            are removed.
+        work: Folder in which each job works in a folder of its own, named `job-` and its id; those that a
+            dead worker left are removed, by its journal.
         shares: Share of each step in the progress of a job, see `reporter.SHARES`.
 
     Raises:
@@ -185,9 +184,9 @@ class Lifecycle:
                 return None
             if live in self._queue:
                 self._queue.remove(live)
-                self._end_with(live, JobStopped(*_CANCELLED))
+                self._end_with(live, cancelled())
             elif live.stop is None:
-                live.stop = JobStopped(*_CANCELLED)
+                live.stop = cancelled()
             return live.record
 
     def purge(self) -> int:
@@ -218,13 +217,13 @@ class Lifecycle:
         with self._changed:
             self._draining = True
             while self._queue:
-                self._end_with(self._queue.popleft(), JobStopped(*_STOPPING))
+                self._end_with(self._queue.popleft(), stopping())
             running = self._running
             self._changed.notify_all()
         if running is not None:
             await running.ended(grace)
             with self._changed:
-                self._end_with(running, running.stop or JobStopped(*_STOPPING))
+                self._end_with(running, running.stop or stopping())
         if self._journal:
             self._journal.close()
 
@@ -240,6 +239,7 @@ class Lifecycle:
                 late.cancel()
                 with self._changed:
                     self._running = None
+                    self.refresh_wanted |= outcome.out_of_memory
                     self._end(live, outcome)
             del live, outcome  # nothing of a job is held while waiting for the next
 
@@ -274,7 +274,8 @@ class Lifecycle:
                 return
             self.refresh_wanted = True
             self._end_with(live, timed_out(self._timeout))
-        _log.error("job %s does not answer: given up %.0f s after its time", live.record.id, self._overdue)
+        with logs.of_job(live.record.id):
+            _log.error("the job does not answer: given up %.0f s after its time", self._overdue)
 
     # -------------------------------------------------------------- bookkeeping, with the lock held
 
@@ -300,12 +301,12 @@ class Lifecycle:
         )
         self._write_down(final)  # before anybody sees it: it can then not be reported twice
         live.move(final)
-        self.refresh_wanted |= outcome.out_of_memory
         self._ended[final.state] += 1
         self._keep_finished(live, outcome.nbytes)
         self._forget()
         ran = "never ran" if final.execution_ms is None else f"ran {final.execution_ms / 1000:.3g} s"
-        _log.info("job %s: %s, waited %.3g s, %s", final.id, final.state, (final.delay_ms or 0) / 1000, ran)
+        with logs.of_job(final.id):
+            _log.info("%s, waited %.3g s, %s", final.state, (final.delay_ms or 0) / 1000, ran)
 
     def _keep_finished(self, live: Live, nbytes: int) -> None:
         live.nbytes += nbytes
@@ -313,7 +314,7 @@ class Lifecycle:
         self._finished_bytes += live.nbytes
 
     def _forget(self) -> None:
-        """Drop finished jobs that are too old, too many or too large together; the last one stays."""
+        """Drop finished jobs that are too old, too many, or too large together (but for the last one)."""
         oldest = time.time() - self._keep_seconds
         while self._finished:
             first = self._finished[0]
@@ -347,20 +348,20 @@ class Lifecycle:
         (these are returned), and the folders it left are removed."""
         if self._journal is None:
             return ()
-        died = []
+        undone = []
         for record in self._journal.read():
             if work is not None and _ID.fullmatch(record.id):
-                shutil.rmtree(work / record.id, ignore_errors=True)
+                shutil.rmtree(work / f"{FOLDER}{record.id}", ignore_errors=True)
             if not record.state.final:
-                outcome = failed(*_DIED)
+                outcome = of_error(died(), record.id)
                 record = replace(record, state=outcome.state, error=outcome.error, finished=time.time())
                 self._ended[record.state] += 1
-                died.append(record)
+                undone.append(record)
             live = self._jobs[record.id] = Live(record)
             self._keep_finished(live, len(json.dumps(record.output)))
         self._forget()
         self._journal.rewrite(live.record for live in self._jobs.values())
-        return tuple(died)
+        return tuple(undone)
 
 
 def _tell(error: BaseException) -> None:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.errors import JobStopped, SeedpodError
+from app.errors import InternalError, JobStopped, SeedpodError, UnavailableError
+from app.progress import duration_text
 from app.serve.record import State
 
-OUT_OF_MEMORY: Final = "out_of_memory"
 _STATES: Final = {"job_cancelled": State.CANCELLED, "job_timeout": State.TIMED_OUT}
-# An absolute path of at least two parts, where no URL or fraction can be: "16/9" and "https://…" stay.
+# An absolute path of at least two parts, where neither a URL nor a fraction is: "16/9" and "https://…" stay.
 _PATH: Final = re.compile(r"(?<![\w:/.])/(?:[^\s/:;,'\"()\[\]<>]+/)+([^\s/:;,'\"()\[\]<>]*)")
 
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def out_of_memory(self) -> bool:
-        return self.error is not None and self.error["code"] == OUT_OF_MEMORY
+        return self.error is not None and self.error["code"] == "out_of_memory"
 
 
 def of_output(output: Mapping[str, Any]) -> Outcome:
@@ -40,7 +40,7 @@ def of_output(output: Mapping[str, Any]) -> Outcome:
 
     Raises:
         TypeError, ValueError: The output cannot be written as JSON: a fault of ours, told at once, as a
-            platform would swallow it.
+            platform would swallow it and wait.
     """
     if not isinstance(output, Mapping):
         raise TypeError(f"the output is {type(output).__name__}, expected a mapping")
@@ -49,33 +49,60 @@ def of_output(output: Mapping[str, Any]) -> Outcome:
 
 def of_error(error: BaseException, job_id: str) -> Outcome:
     """The outcome of a run that raised."""
+    coded = _coded(error, job_id)
+    state = _STATES.get(coded.code, State.FAILED) if isinstance(coded, JobStopped) else State.FAILED
+    return Outcome(state, error={"code": coded.code, "message": without_paths(coded.message)})
+
+
+def _coded(error: BaseException, job_id: str) -> SeedpodError:
     if isinstance(error, SeedpodError):
-        state = _STATES.get(error.code, State.FAILED) if isinstance(error, JobStopped) else State.FAILED
-        return Outcome(state, error={"code": error.code, "message": without_paths(error.message)})
-    if _is_out_of_memory(error):
-        return failed(
-            OUT_OF_MEMORY,
+        return error
+    # By name, so that a worker that never loaded torch does not load it to fail.
+    names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    if names & {"builtins.MemoryError", "torch.OutOfMemoryError"}:
+        return UnavailableError(
+            "out_of_memory",
             "The job needs more memory than this worker has; ask for a smaller size, a shorter window or "
             "fewer frames.",
         )
-    return failed(
+    return InternalError(
         "internal_error",
-        f"The job failed by a fault of ours ({type(error).__name__}); expected a result or an error with a "
+        f"The job failed by a fault of ours ({type(error).__name__}); expected a result, or an error with a "
         f"code of its own. The worker's log tells more under job {job_id}: please report it.",
     )
 
 
-def failed(code: str, message: str) -> Outcome:
-    """A failure with a code and a sentence."""
-    return Outcome(State.FAILED, error={"code": code, "message": message})
-
-
 def without_paths(text: str) -> str:
-    """`text` with the last part only of each absolute path: "/tmp/j1/in.mp4 is" -> "in.mp4 is"."""
+    """`text` with only the last part of each absolute path: "/tmp/j1/in.mp4 is" -> "in.mp4 is"."""
     return _PATH.sub(lambda match: match[1] or "a folder", text)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # By name, so that a worker that never loaded torch does not load it to fail.
-    names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return bool(names & {"builtins.MemoryError", "torch.OutOfMemoryError"})
+def cancelled() -> JobStopped:
+    """Its caller does not want the job any more."""
+    return JobStopped("job_cancelled", "The job was cancelled by its caller.")
+
+
+def timed_out(seconds: float) -> JobStopped:
+    """The job ran longer than it may."""
+    return JobStopped(
+        "job_timeout",
+        f"The job ran longer than {duration_text(seconds)}, the limit of this worker; ask for a smaller or "
+        "shorter result, send the video in parts, or raise the limit.",
+    )
+
+
+def stopping() -> JobStopped:
+    """The worker stops, and the job was not done within the grace period."""
+    return JobStopped(
+        "worker_stopping",
+        "The worker was told to stop before the job was done; submit it again, and another one takes it.",
+    )
+
+
+def died() -> UnavailableError:
+    """The worker before this one was killed while it had the job."""
+    return UnavailableError(
+        "worker_died",
+        "The worker died before the job was done (killed, or out of memory); submit it again under a new "
+        "id, smaller if that happens again.",
+    )

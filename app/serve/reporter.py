@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from app.errors import JobStopped
 from app.logs import LogStream
-from app.progress import Lines, duration_text
+from app.progress import Lines
 from app.serve.live import Live
+from app.serve.outcome import timed_out
 
 # The steps of a job in their order, by how their labels begin, and the share of the whole that each takes
 # on the way. What a share is wrong by shows as a bar of uneven speed, never as one that goes back.
@@ -107,12 +108,3 @@ def span(label: str, shares: Mapping[str, float], reached: float) -> tuple[float
             return 100 * before / whole, 100 * (before + share) / whole
         before += share
     return reached, reached
-
-
-def timed_out(seconds: float) -> JobStopped:
-    """The error of a job that ran longer than it may."""
-    return JobStopped(
-        "job_timeout",
-        f"The job ran longer than {duration_text(seconds)}, the limit of this worker; ask for a smaller or "
-        "shorter result, send the video in parts, or raise SEEDPOD_JOB_SECONDS.",
-    )
