@@ -164,10 +164,10 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
         hashes = chain.hash_record(settings)
         chain.check(settings, manifest, selection, hashes, progress).require_ok()
 
-        from app.job.run import Limits, plan_restore, run_restore
+        from app.job.run import Limits, look, plan_restore, run_restore
 
         limits = Limits(settings.max_pixels, settings.max_frames)
-        job = plan_restore(request, options.input, options.output, limits)
+        job = plan_restore(request, look(options.input, limits), options.output, limits)
         staged = chain.stage_files(settings, manifest, selection, hashes, progress)
         models = chain.load_models(settings, manifest, selection, staged, progress)
         result = run_restore(models[name].pipeline, name, job, progress)

@@ -21,6 +21,8 @@ from app.progress import Progress
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from app.boot.stage import Staged
 
 Files = Mapping[str, Mapping[str, Found]]  # model -> part -> file
@@ -105,12 +107,17 @@ def found_files(selection: Selection) -> Files:
 
 
 def stage_files(
-    settings: Settings, manifest: Manifest, selection: Selection, hashes: HashRecord, progress: Progress
+    settings: Settings,
+    manifest: Manifest,
+    selection: Selection,
+    hashes: HashRecord,
+    progress: Progress,
+    cancel: Event | None = None,
 ) -> dict[Path, Staged]:
     """Stage the files that are marked for it, each once: path -> where to read it.
 
     Staging hashes what it copies. What stays in place is hashed here, unless its hash is remembered: no
-    file whose hash is known is loaded without having been compared with it once.
+    file whose hash is known is loaded without having been compared with it once. `cancel` gives up.
 
     Raises:
         ConfigError: A hash is wrong. What `stage` raises.
@@ -124,7 +131,8 @@ def stage_files(
         before = place.path.stat()
         made = stage(
             place.path,
-            sha256=place.entry.sha256, mode=settings.stage, readers=settings.readers, progress=progress,
+            sha256=place.entry.sha256, mode=settings.stage, readers=settings.readers,
+            progress=progress, cancel=cancel,
         )  # fmt: skip
         if made.sha256:
             hashes.remember(place.path, made.sha256, before)

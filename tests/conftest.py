@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several processes share the cores: threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 from collections.abc import Callable
 from pathlib import Path

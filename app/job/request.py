@@ -7,7 +7,8 @@ checked where it is known.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -101,7 +102,10 @@ class RestoreRequest(BaseModel):
         return self
 
 
-def parse(request: type[RestoreRequest], values: dict[str, Any]) -> RestoreRequest:
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def parse(request: type[Request], values: Mapping[str, Any]) -> Request:
     """The request that `values` hold.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -76,23 +76,37 @@ class RestoreJob:
     writer: Writer
 
 
-def plan_restore(request: RestoreRequest, source: Path, output: Path, limits: Limits) -> RestoreJob:
-    """Look at the source and the output before any costly work.
+def look(source: Path, limits: Limits) -> ClipInfo:
+    """What the source is.
 
     Raises:
-        InputError: The source is not a clip or image that can be read, or is beyond the limits.
+        InputError: It is not a clip or image that can be read, or is beyond the limits.
+    """
+    return probe(source, max_frames=limits.frames, max_pixels=SOURCE_PIXELS * limits.pixels)
+
+
+def plan_restore(
+    request: RestoreRequest, info: ClipInfo, output: Path, limits: Limits, *, thrifty: bool = False
+) -> RestoreJob:
+    """Everything that can be refused before any costly work; nothing is written yet.
+
+    `thrifty`: the VAE takes one latent at a time, which needs the least memory.
+
+    Raises:
         UsageError: The size asked for makes no sense, or `output` does not fit the codec.
+        InputError: The result would be beyond the limits.
         FileError: `output` cannot be written.
     """
-    info = probe(source, max_frames=limits.frames, max_pixels=SOURCE_PIXELS * limits.pixels)
     rate = info.rate if request.rate is None else exact_rate(request.rate)
     options = restore_options(request, info, limits)
-    if output.exists() and source.samefile(output):
+    if thrifty:
+        options = replace(options, slice=1)
+    if output.exists() and info.path.samefile(output):
         raise UsageError("output_is_input", f"{output.name} is the source itself; name another output.")
     if info.is_image:
         return RestoreJob(request, info, rate, options, ImageWriter(output))
     height, width = output_size(options)
-    sound = source if info.has_audio else None
+    sound = info.path if info.has_audio else None
     writer = VideoWriter(
         output, width, height, rate, codec=request.codec, audio_from=sound, crf=request.quality
     )
