@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,12 @@ def read(path: Path) -> list[Record]:
         return journal.read()
     finally:
         journal.close()
+
+
+def read_only(path: Path) -> list[Record]:
+    """What the journal of a running worker says."""
+    lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    return list({line["id"]: Record.from_dict(line) for line in lines}.values())
 
 
 def test_what_is_appended_is_read_and_the_last_line_of_a_job_counts(tmp_path: Path) -> None:
@@ -120,6 +127,22 @@ def test_what_was_not_done_has_failed_exactly_once_and_is_not_run(tmp_path: Path
     with worker(path) as jobs:
         assert jobs.died == ()
         assert jobs.get("half") == died[0]
+
+
+def test_a_job_is_written_down_before_its_submission_is_answered(tmp_path: Path) -> None:
+    path, gate = tmp_path / "journal", threading.Event()
+
+    def run(job_id: str, payload: Mapping[str, Any], reporter: Reporter) -> Mapping[str, Any]:
+        return {"done": gate.wait(10)}
+
+    jobs = Lifecycle(run, timeout=60, keep_seconds=60, journal=path)
+    for name in "ab":
+        jobs.submit({}, name)
+        assert f'"id": "{name}"' in path.read_text()
+    gate.set()
+    asyncio.run(jobs.wait("b", 10))
+    assert [record.state for record in read_only(path)] == [State.COMPLETED] * 2
+    asyncio.run(jobs.drain(1))
 
 
 def test_a_finished_job_is_known_with_its_output_and_not_run_again(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from app.errors import InputError, JobStopped, SeedpodError, UnavailableError, UsageError
 from app.serve import lifecycle as module
 from app.serve.lifecycle import Lifecycle, Run
+from app.serve.live import Live
 from app.serve.outcome import of_error, without_paths
 from app.serve.record import Record, State, Update
 from app.serve.reporter import Reporter, span
@@ -193,7 +196,7 @@ def test_the_last_progress_of_a_failed_job_is_delivered() -> None:
 
 def test_eta_goes_by_the_current_step() -> None:
     now = [0.0]
-    live = module.Live(Record("a", State.IN_PROGRESS, 0.0))
+    live = Live(Record("a", State.IN_PROGRESS, 0.0))
     reporter = Reporter(live, 100.0, {"fetch": 10, "restore": 90}, clock=lambda: now[0])
     reporter.start("fetch", 10, "B")
     assert live.record.progress == {"step": "fetch", "percent": 0.0, "eta_seconds": None}
@@ -203,6 +206,45 @@ def test_eta_goes_by_the_current_step() -> None:
     now[0] = 60.0
     reporter.advance(30)  # 30 percent of the job in 10 s, 60 percent to go
     assert live.record.progress == {"step": "restore", "percent": 40.0, "eta_seconds": 20.0}
+
+
+def test_percent_never_goes_back_nor_to_the_end_before_it() -> None:
+    live = Live(Record("a", State.IN_PROGRESS, 0.0))
+    reporter = Reporter(live, 100.0, {"fetch": 20, "restore": 80})
+    seen = []
+    for label, amounts in (("fetch", (5, 3, -8, 4)), ("restore", (9, 9)), ("fetch", (1,)), ("deliver", (9,))):
+        reporter.start(label, 10, "B")
+        for amount in amounts:
+            reporter.advance(amount)
+            assert live.record.progress
+            seen.append(live.record.progress["percent"])
+    assert seen == [10, 16, 16, 16, 92, 99.9, 99.9, 99.9]
+
+
+def test_pieces_do_not_make_progress_come_faster() -> None:
+    def run(job_id: str, payload: Payload, reporter: Reporter) -> Payload:
+        reporter.start("restore", 40, "frames")
+        for frame in range(40):
+            time.sleep(0.01)
+            reporter.advance(1)
+            reporter.emit({"frame": frame})
+        return {}
+
+    jobs = made(run)
+    jobs.submit({}, "one")
+    updates = asyncio.run(all_updates(jobs, "one"))
+    times = [moment for moment, update in updates if update.progress]
+    assert len([update for _, update in updates if update.piece]) == 40
+    assert all(after - before > 0.2 for before, after in itertools.pairwise(times[:-1]))
+
+
+def test_news_between_a_look_and_the_wait_for_more_is_not_missed() -> None:
+    live = Live(Record("a", State.IN_PROGRESS, 0.0))
+    record, seen = live.look()
+    live.move(replace(record, state=State.COMPLETED))
+    begin = time.monotonic()
+    asyncio.run(live.news(seen, 30))
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -454,6 +496,19 @@ def test_finished_jobs_are_forgotten_by_number_age_and_size(monkeypatch: pytest.
     assert kept() == [4, 5]
     monkeypatch.setattr(module, "KEEP_BYTES", 10)
     assert kept() == [5]
+
+
+def test_the_payload_of_a_finished_job_is_let_go() -> None:
+    class Large(dict[str, Any]):
+        """A payload that can be watched."""
+
+    jobs = made(lambda job_id, payload, reporter: {})
+    payload = Large()
+    watched = weakref.ref(payload)
+    jobs.submit(payload, "one")
+    del payload
+    assert finished(jobs, "one").state is State.COMPLETED
+    until(lambda: watched() is None)
 
 
 def test_a_full_queue_refuses() -> None:
