@@ -45,6 +45,7 @@ def soak_here(journal: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+@pytest.mark.slow
 def test_500_jobs_from_8_clients(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     done = subprocess.run(program("soak_here", journal), cwd=ROOT, check=True, capture_output=True, text=True)
