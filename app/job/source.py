@@ -119,8 +119,8 @@ def _decoded(text: str, folder: Path, limits: SourceLimits, cancel: Callable[[],
     check_size(len(text) // 4 * 3 - text[-2:].count("="), limits.bytes)
     if not text:
         raise InputError("source_empty", "base64 holds no bytes; expected a video or image.")
-    if "=" in text[:-2]:
-        raise _not_base64("there is a = before its end")
+    if len(text) % 4 or "=" in text[:-2]:  # what decoding in blocks would not notice
+        raise _not_base64("it is cut short, or joined of several")
     handle, name = tempfile.mkstemp(prefix="source-", suffix=safe_suffix(kind), dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -130,7 +130,7 @@ def _decoded(text: str, folder: Path, limits: SourceLimits, cancel: Callable[[],
     except BaseException as error:
         Path(name).unlink()
         if isinstance(error, ValueError):  # binascii.Error is one, and so is a character beyond ASCII
-            raise _not_base64("it is cut short or holds other characters") from None
+            raise _not_base64("it holds other characters") from None
         raise not_stored(error) if isinstance(error, OSError) else error from None
     return Path(name)
 
@@ -165,16 +165,16 @@ def _not_base64(why: str) -> InputError:
 
 def _mounted(path: str, root: Path | None) -> Path:
     """The regular file at `path` under `root`."""
-    if root is None or not root.is_dir():
-        raise InputError(
-            "source_no_input_folder",
-            "path was given, and no input folder is mounted on this worker; expected url or base64. Or mount "
-            "a folder and name it in SEEDPOD_INPUT.",
-        )
     parts = PurePosixPath(path).parts
     if "\0" in path or path.startswith("/") or ".." in parts:
         raise _outside(path)
     try:
+        if root is None or not root.is_dir():
+            raise InputError(
+                "source_no_input_folder",
+                "path was given, and no input folder is mounted on this worker; expected url or base64. Or "
+                "mount a folder and name it in SEEDPOD_INPUT.",
+            )
         top = root.resolve(strict=True)
         real = (top / path).resolve(strict=True)
         if not real.is_relative_to(top):
