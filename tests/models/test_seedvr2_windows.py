@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.models.seedvr2.windows import inverse, make_windows, partition, transitions, window_size
+from app.models.seedvr2.windows import (
+    RUN_TOKENS,
+    inverse,
+    make_windows,
+    partition,
+    transitions,
+    window_size,
+)
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 100))
 window_counts = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))
@@ -60,6 +67,20 @@ def test_groups_are_views_of_windows(
     assert sorted(found) == wanted
     assert parts.count == len(wanted)
     assert torch.equal(parts.order[inverse(parts.order)], torch.arange(grid.numel()))
+
+
+@given(sizes, window_counts, st.booleans())
+def test_runs_cover_every_token_in_order_and_stay_short(
+    size: tuple[int, int, int], windows: tuple[int, int, int], shifted: bool
+) -> None:
+    position = 0
+    for run in partition(size, windows, shifted).runs:
+        for group in run:
+            assert group.start == position
+            position = group.stop
+        single = len(run) == 1 and run[0].count == 1
+        assert single or run[-1].stop - run[0].start <= RUN_TOKENS
+    assert position == size[0] * size[1] * size[2]
 
 
 def test_transitions_lead_through_every_order_and_home() -> None:

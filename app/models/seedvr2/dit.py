@@ -21,7 +21,22 @@ from torch import Tensor, nn
 
 from app.models.seedvr2.config import TIME_SINUSOIDS, DiTConfig, branches
 from app.models.seedvr2.rope import frequencies, rotate, text_rotations, video_rotations
-from app.models.seedvr2.windows import Group, Partition, Size, partition, transitions
+from app.models.seedvr2.windows import Partition, Run, Size, partition, transitions
+
+Heads = tuple[Tensor, Tensor, Tensor]  # q, k, v
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`F.rms_norm` over the last dimension (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    That is one kernel on a GPU, but on a CPU it squares into a tensor of x's size.
+    """
+    if x.is_cuda:
+        fused: Tensor = F.rms_norm(x, x.shape[-1:], weight, eps)
+        return fused
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    normed: Tensor = (x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
+    return normed if weight is None else normed.mul_(weight)
 
 
 @dataclass(frozen=True)
@@ -162,54 +177,50 @@ class Attention(nn.Module):
         self.norm_k = Branches(lambda: Scale(config.head_dim), names)
         self.rope = Frequencies(config)
 
-    def forward(
-        self, vid: Tensor, txt: Tensor, plan: Plan, windows: Partition
-    ) -> tuple[Tensor, Tensor | None]:
-        """vid (N, D) in window order, txt (L, D). Returns both, projected; no text from the last layer."""
-        heads = (3, self.config.heads, self.config.head_dim)
-        vid_qkv = self.proj_qkv.video(vid).view(-1, *heads)
-        txt_qkv = self._normed(
-            self.proj_qkv.text(txt).view(-1, *heads),
-            self.norm_q.text, self.norm_k.text, plan.text_rotations,
-        )  # fmt: skip
-        out = torch.empty(vid.shape[0], self.config.inner_dim, dtype=vid.dtype, device=vid.device)
-        txt_sum = torch.zeros_like(txt_qkv[0])
-        for group in windows.groups:
-            vid_out, txt_out = self._attend(vid_qkv, txt_qkv, group, plan)
-            out[group.start : group.stop] = vid_out.flatten(0, 1).flatten(1)
+    def text_heads(self, txt: Tensor, plan: Plan) -> Heads:
+        """txt (L, D) -> its q, k, v, the same for every window: (h, L, d)."""
+        scale = self._scale(self.norm_q.text, self.norm_k.text)
+        return self._heads(self._split(self.proj_qkv.text(txt)), scale, plan.text_rotations)
+
+    def forward(self, vid: Tensor, txt: Heads, plan: Plan, run: Run, txt_sum: Tensor) -> Tensor:
+        """vid (tokens of a run of windows, D). Returns it projected, and adds what the text became in each
+        window to txt_sum (L, h d) float32, except in the last layer."""
+        qkv = self._split(self.proj_qkv.video(vid))
+        scale = self._scale(self.norm_q.video, self.norm_k.video)
+        out = vid.new_empty(len(vid), self.config.inner_dim)
+        stop = 0
+        for group in run:
+            start, stop = stop, stop + group.tokens
+            windows = qkv[start:stop].view(group.count, group.length, *qkv.shape[1:])
+            mixed = self._attend(self._heads(windows, scale, plan.rotations[group.shape]), txt)
+            out[start:stop] = mixed[:, : group.length].flatten(0, 1)
             if self.text_leaves:
-                txt_sum += txt_out.sum(0)
-        vid = self.proj_out.video(out)
-        if not self.text_leaves:
-            return vid, None
-        return vid, self.proj_out.text((txt_sum / windows.count).flatten(1))
+                txt_sum += mixed[:, group.length :].sum(0, dtype=txt_sum.dtype)
+        projected: Tensor = self.proj_out.video(out)
+        return projected
 
-    def _attend(
-        self, vid_qkv: Tensor, txt_qkv: Sequence[Tensor], group: Group, plan: Plan
-    ) -> tuple[Tensor, Tensor]:
-        """Attention inside each window of a group: (count, length, h, d) and (count, L or 0, h, d)."""
-        windows = vid_qkv[group.start : group.stop].view(group.count, group.length, *vid_qkv.shape[1:])
-        vid = self._normed(windows, self.norm_q.video, self.norm_k.video, plan.rotations[group.shape])
-        q, k, v = (
-            torch.cat([x, t.expand(group.count, *t.shape)], dim=1).transpose(1, 2)
-            for x, t in zip(vid, txt_qkv, strict=True)
-        )
+    def _attend(self, vid: Heads, txt: Heads) -> Tensor:
+        """Windows (count, h, length, d) and text (h, L, d) -> (count, length + L, h d); without the text's
+        part where nothing reads it."""
+        q, k, v = (torch.cat([x, t.expand(len(x), *t.shape)], dim=2) for x, t in zip(vid, txt, strict=True))
         if not self.text_leaves:
-            q = q[:, :, : group.length]
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return out[:, : group.length], out[:, group.length :]
+            q = vid[0]
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
-    def _normed(
-        self, qkv: Tensor, norm_q: nn.Module, norm_k: nn.Module, rotations: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """qkv (..., 3, h, d) -> q, k, v (..., h, d); q and k RMS-normed per head and turned."""
-        q, k, v = qkv.unbind(-3)
-        size, eps = (self.config.head_dim,), self.config.norm_eps
-        q = F.rms_norm(q, size, norm_q.get_parameter("weight"), eps)
-        k = F.rms_norm(k, size, norm_k.get_parameter("weight"), eps)
+    def _scale(self, norm_q: nn.Module, norm_k: nn.Module) -> Tensor:
+        """The norms' scales side by side, (2, 1, d)."""
+        return torch.stack([norm.get_parameter("weight") for norm in (norm_q, norm_k)]).unsqueeze(1)
+
+    def _split(self, qkv: Tensor) -> Tensor:
+        return qkv.view(-1, 3, self.config.heads, self.config.head_dim)
+
+    def _heads(self, qkv: Tensor, scale: Tensor, rotations: Tensor | None) -> Heads:
+        """qkv (..., length, 3, h, d) -> (..., h, length, d) each; q and k RMS-normed per head and turned."""
+        qk = rms_norm(qkv[..., :2, :, :], None, self.config.norm_eps).mul_(scale)
         if rotations is not None:
-            q, k = rotate(q, rotations.unsqueeze(-2)), rotate(k, rotations.unsqueeze(-2))
-        return q, k, v
+            qk = rotate(qk, rotations[:, None, None])
+        q, k, v = *qk.unbind(-3), qkv[..., 2, :, :]
+        return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
 
 class Block(nn.Module):
@@ -229,22 +240,31 @@ class Block(nn.Module):
     def forward(
         self, vid: Tensor, txt: Tensor, time: Tensor, plan: Plan, windows: Partition
     ) -> tuple[Tensor, Tensor]:
-        """vid (N, D) in window order, txt (L, D), time (2, 3, D). Updates vid in place."""
-        shift, scale, gate = self.ada.video("attn", time[0])
-        vid_in = self._modulate(vid, scale, shift)
+        """vid (N, D) in window order, txt (L, D), time (2, 3, D). Updates vid in place.
+
+        Video meets itself only inside windows, so a run of windows goes through the whole block before
+        the next one: what a block needs besides vid does not grow with the clip.
+        """
         if self.text_modulated:
             txt_shift, txt_scale, txt_gate = self.ada.text("attn", time[0])
             txt_in = self._modulate(txt, txt_scale, txt_shift)
         else:
-            txt_in = F.rms_norm(txt, (self.config.dim,), eps=self.config.norm_eps)
-        vid_out, txt_out = self.attn(vid_in, txt_in, plan, windows)
-        vid.addcmul_(vid_out, gate)
-        if txt_out is not None:
+            txt_in = rms_norm(txt, None, self.config.norm_eps)
+        txt_heads = self.attn.text_heads(txt_in, plan)
+        shift, scale, gate = self.ada.video("attn", time[0])
+        mlp_modulation = self.ada.video("mlp", time[1])
+        txt_sum = torch.zeros(len(txt), self.config.inner_dim, dtype=torch.float32, device=txt.device)
+        for run in windows.runs:
+            part = vid[run[0].start : run[-1].stop]
+            part.addcmul_(self.attn(self._modulate(part, scale, shift), txt_heads, plan, run, txt_sum), gate)
+            self._mlp(part, self.mlp.video, *mlp_modulation)
+        if self.text_leaves:
+            txt_out = self.attn.proj_out.text((txt_sum / windows.count).to(txt.dtype))
             txt = self._mlp(txt + txt_out * txt_gate, self.mlp.text, *self.ada.text("mlp", time[1]))
-        return self._mlp(vid, self.mlp.video, *self.ada.video("mlp", time[1])), txt
+        return vid, txt
 
     def _modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.config.dim,), scale, self.config.norm_eps).add_(shift)
+        return rms_norm(x, scale, self.config.norm_eps).add_(shift)
 
     def _mlp(self, x: Tensor, mlp: nn.Module, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         return x.addcmul_(mlp(self._modulate(x, scale, shift)), gate)
@@ -335,11 +355,11 @@ class DiT(nn.Module):
         txt = self.txt_in(txt)
         vid = self.vid_in(rearrange(vid, "(T t) (H h) (W w) c -> (T H W) (t h w c)", t=t, h=h, w=w))
         for block, windows, move in zip(self.blocks, plan.partitions, plan.moves, strict=False):
-            vid, txt = block(vid if move is None else vid[move], txt, time, plan, windows)
+            vid, txt = block(vid if move is None else vid.index_select(0, move), txt, time, plan, windows)
         if plan.moves[-1] is not None:
-            vid = vid[plan.moves[-1]]
+            vid = vid.index_select(0, plan.moves[-1])
         if self.config.output_norm:
-            vid = F.rms_norm(vid, (self.config.dim,), self.vid_out_norm.weight, self.config.norm_eps)
+            vid = rms_norm(vid, self.vid_out_norm.weight, self.config.norm_eps)
             vid = self.vid_out_ada(vid, time)
         frames, height, width = plan.size
         out: Tensor = rearrange(

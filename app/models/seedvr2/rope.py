@@ -30,10 +30,15 @@ def frequencies(config: DiTConfig, device: torch.device | str | None = None) -> 
     return torch.linspace(1.0, MAX_FREQUENCY / 2, config.rope_frequencies, device=device) * math.pi
 
 
-def _rotations(angles: Tensor, pairs: int) -> Tensor:
-    """(tokens, rotary pairs) angles -> (tokens, pairs) complex64, the rest of the pairs at rest."""
-    angles = torch.nn.functional.pad(angles, (0, pairs - angles.shape[-1]))
+def _turns(positions: Tensor, freqs: Tensor) -> Tensor:
+    """Rotations at positions along one axis, (positions, frequencies) complex64."""
+    angles = positions[:, None] * freqs
     return torch.polar(torch.ones_like(angles), angles)
+
+
+def _complete(table: Tensor, pairs: int) -> Tensor:
+    """(tokens, rotary pairs) -> (tokens, pairs), the rest of the pairs at rest."""
+    return torch.nn.functional.pad(table, (0, pairs - table.shape[-1]), value=1.0)
 
 
 def video_rotations(config: DiTConfig, shape: Size, text_length: int) -> Tensor:
@@ -46,26 +51,18 @@ def video_rotations(config: DiTConfig, shape: Size, text_length: int) -> Tensor:
             positions = torch.arange(first, first + length).float()
         else:
             positions = torch.linspace(-1.0, 1.0, length)
-        axes.append(positions[:, None] * freqs)
-    frames, height, width = shape
-    count = freqs.numel()
-    angles = torch.cat(
-        [
-            axes[0][:, None, None].expand(frames, height, width, count),
-            axes[1][None, :, None].expand(frames, height, width, count),
-            axes[2][None, None, :].expand(frames, height, width, count),
-        ],
-        dim=-1,
-    )
-    return _rotations(angles.flatten(0, 2), config.head_dim // 2)
+        axes.append(_turns(positions, freqs))
+    frames, height, width = axes[0][:, None, None], axes[1][:, None], axes[2]
+    table = torch.cat([turns.expand(*shape, -1) for turns in (frames, height, width)], dim=-1)
+    return _complete(table.flatten(0, 2), config.head_dim // 2)
 
 
 def text_rotations(config: DiTConfig, length: int) -> Tensor | None:
     """The table of `length` text tokens, (length, head_dim / 2) complex64; `None`: text does not turn."""
     if config.rope == "pixel":
         return None
-    angles = torch.arange(length).float()[:, None] * frequencies(config)
-    return _rotations(angles.repeat(1, 3), config.head_dim // 2)
+    turns = _turns(torch.arange(length).float(), frequencies(config))
+    return _complete(turns.repeat(1, 3), config.head_dim // 2)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ Size = tuple[int, int, int]  # frames, height, width, in tokens
 Window = tuple[slice, slice, slice]
 
 GRID = 45 * 80  # tokens of one 720p latent frame after 2 x 2 patching
+RUN_TOKENS = 2048  # a layer works on about this many at a time: fastest on a CPU, and memory stays flat
 LONGEST = 30  # latent frames over which the temporal window keeps growing
 
 
@@ -68,8 +69,16 @@ class Group:
         return self.shape[0] * self.shape[1] * self.shape[2]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all its windows."""
+        return self.count * self.length
+
+    @property
     def stop(self) -> int:
-        return self.start + self.count * self.length
+        return self.start + self.tokens
+
+
+Run = tuple[Group, ...]  # consecutive groups, at most `RUN_TOKENS` tokens or a single window
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,15 @@ class Partition:
     """
 
     order: Tensor
-    groups: tuple[Group, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def groups(self) -> Run:
+        return tuple(group for run in self.runs for group in run)
 
     @property
     def count(self) -> int:
+        """Windows in all."""
         return sum(group.count for group in self.groups)
 
 
@@ -95,12 +109,25 @@ def partition(size: Size, windows: Size, shifted: bool, device: torch.device | s
     for window in make_windows(size, windows, shifted):
         piece = grid[window]
         by_shape.setdefault((piece.shape[0], piece.shape[1], piece.shape[2]), []).append(piece.flatten())
-    groups, start = [], 0
+    groups: list[Group] = []
     for shape, pieces in by_shape.items():
-        groups.append(Group(shape, len(pieces), start))
-        start = groups[-1].stop
+        most = max(RUN_TOKENS // len(pieces[0]), 1)
+        for i in range(0, len(pieces), most):
+            start = groups[-1].stop if groups else 0
+            groups.append(Group(shape, len(pieces[i : i + most]), start))
     order = torch.cat([piece for pieces in by_shape.values() for piece in pieces])
-    return Partition(order.to(device), tuple(groups))
+    return Partition(order.to(device), tuple(_runs(groups)))
+
+
+def _runs(groups: Sequence[Group]) -> list[Run]:
+    """Consecutive groups joined while they stay within `RUN_TOKENS`."""
+    runs: list[Run] = []
+    for group in groups:
+        if runs and group.stop - runs[-1][0].start <= RUN_TOKENS:
+            runs[-1] += (group,)
+        else:
+            runs.append((group,))
+    return runs
 
 
 def inverse(order: Tensor) -> Tensor:
