@@ -3,7 +3,7 @@
 
     check      verify the checkpoints            stage    copy them to fast local storage
     fetch      download what is missing          convert  make 16-bit files of them
-    run        do one job on this machine
+    run        do one job on this machine    serve    boot, then take jobs (the default)
 
 Every command reads like the flow it is; each imports what it needs, so that `check` never loads torch.
 Exit status: 0 done, 64 wrong use, 65 bad input, 69 unavailable, 70 our fault, 74 input or output
@@ -13,9 +13,12 @@ failed, 78 configuration or checkpoints wrong.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,29 +34,59 @@ from app.settings import Settings, load_settings
 if TYPE_CHECKING:
     from app.progress import Progress
 
-INTERRUPTED = 130
+KEEP_SECONDS = 3600  # how long a finished job of the server is known
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run one command; returns the exit status."""
     try:
-        options = parser().parse_args(arguments)
-        return int(options.command(options, load_settings(environ)))
+        options = parser().parse_args(arguments or ["serve"])
+        with ended_by_signals():
+            return int(options.command(options, load_settings(environ)))
     except SeedpodError as error:
         print(f"seedpod: {error.message} [{error.code}]", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("seedpod: interrupted; nothing partial was left.", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Ended) as error:
+        number = error.number if isinstance(error, Ended) else signal.SIGINT
+        print(f"seedpod: interrupted ({number.name}); nothing partial was left.", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more while it ends.
+        # Whoever read our results has gone; Python would complain once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            print("seedpod: there is no room left for what was to be written. [no_space]", file=sys.stderr)
+            return 74
         traceback.print_exc()
         print(f"seedpod: a fault of ours ({type(error).__name__}), told above; please report it. [internal]",
               file=sys.stderr)  # fmt: skip
         return 70
+
+
+class Ended(BaseException):
+    """A signal that ends a command, as Ctrl-C does: what it began is cleaned up on the way out."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs inside as Ctrl-C does. The server has handlers of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Ended(signal.Signals(number))
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------ commands
@@ -117,7 +150,7 @@ def stage(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def convert(options: argparse.Namespace, settings: Settings) -> int:
-    """Write 16-bit files beside a model's masters."""
+    """Write a 16-bit file of the transformer, which is nearly all of a model, beside its master."""
     from app import chain
     from app.boot.convert import convert as convert_file
     from app.boot.locate import Found, locate_file
@@ -129,7 +162,7 @@ def convert(options: argparse.Namespace, settings: Settings) -> int:
     model = manifest.models[options.model]
     hashes = chain.hash_record(settings)
     with shown_progress() as progress:
-        for part in options.part or ("dit", "vae"):
+        for part in options.part or ("dit",):
             if part not in model.parts:
                 raise UsageError("part_unknown", f"model {model.name} has no part {part}; parts: "
                                  f"{', '.join(model.parts)}.")  # fmt: skip
@@ -141,7 +174,7 @@ def convert(options: argparse.Namespace, settings: Settings) -> int:
             known = hashes.lookup(place.path)
             made = convert_file(
                 place.path, place.entry.format,
-                dtype=options.dtype, source_sha256=known or place.entry.sha256, progress=progress,
+                dtype=options.dtype, source_sha256=place.entry.sha256 or known, progress=progress,
             )  # fmt: skip
             print(made)
     return 0
@@ -179,6 +212,46 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace, settings: Settings) -> int:
+    """Boot, then take jobs: RunPod's where it hands them out, else those of the local server."""
+    from app.serve.stop import Stop
+
+    stop = Stop()
+    stop.install()  # before anything slow: as process 1, a signal without a handler is lost
+    from app import logs
+    from app.job.payload import PAYLOADS, validate
+    from app.progress import Lines
+    from app.serve.boot import Boot, jobs_of, scratch_folder
+    from app.serve.lifecycle import Lifecycle
+    from app.serve.worker import forget_secrets, give_up
+
+    hosted = settings.runpod_jobs is not None
+    logs.setup(settings.log_format, sys.stderr, hosted=hosted, secrets=settings.secrets())
+    scratch = scratch_folder(settings)
+    boot = Boot(settings, scratch, Lines(logs.LogStream("app.boot")))
+    boot.start()
+    stop.then(lambda: give_up(boot))
+    lifecycle = Lifecycle(
+        jobs_of(boot), timeout=settings.job_seconds, keep_seconds=KEEP_SECONDS,
+        journal=scratch / "jobs.jsonl", work=scratch,
+    )  # fmt: skip
+    if hosted:
+        from app.serve.worker import serve_on_platform
+
+        serve_on_platform(lifecycle, boot, stop, validate=validate, grace=settings.grace_seconds)
+    else:
+        from app.serve.desk import serve_on_desk
+        from app.serve.local import create_app
+
+        forget_secrets(os.environ)  # they were read; no child needs them
+
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        app = create_app(lifecycle, boot, validate=validate, payloads=PAYLOADS, api_key=key)
+        serve_on_desk(app, lifecycle, boot, stop, host=settings.host, port=settings.port,
+                      grace=settings.grace_seconds)  # fmt: skip
+    return 0
+
+
 # ------------------------------------------------------------------ the command line
 
 
@@ -194,6 +267,9 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="entrypoint.py", description=(__doc__ or "").split("\n\n")[0])
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    sub = commands.add_parser("serve", help="boot, then take jobs (the default)", description=serve.__doc__)
+    sub.set_defaults(command=serve)
 
     sub = commands.add_parser("check", help="verify the checkpoints of models", description=check.__doc__)
     sub.add_argument(
@@ -218,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("convert", help="write 16-bit files of a model", description=convert.__doc__)
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16", help="default: %(default)s")
-    sub.add_argument("--part", action="append", help="only this part (dit, vae); may be repeated")
+    sub.add_argument("--part", action="append", help="this part instead of dit; may be repeated")
     sub.set_defaults(command=convert)
 
     run = commands.add_parser("run", help="do one job on this machine")
@@ -255,9 +331,11 @@ def shown_progress() -> Iterator[Progress]:
     """Bars on a terminal, lines elsewhere; on stderr, as stdout is for results."""
     from rich.console import Console
 
-    from app.progress import Lines, Terminal
+    from app.progress import Lines, Silent, Terminal
 
-    if sys.stderr.isatty():
+    if sys.stderr is None:
+        yield Silent()
+    elif sys.stderr.isatty():
         with Terminal(Console(stderr=True)) as bars:
             yield bars
     else:

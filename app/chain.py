@@ -5,6 +5,7 @@ Each takes what the step before gave. `entrypoint.py` reads them off in order. K
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def _fetch_root(settings: Settings) -> Path:
             "roots_missing",
             f"None of the folders in SEEDPOD_ROOTS ({roots}) exists; mount the volume there.",
         )
-    return existing[0]
+    # Where none can be written, the download says so of the first.
+    return next((root for root in existing if os.access(root, os.W_OK | os.X_OK)), existing[0])
 
 
 def check(
@@ -134,12 +136,27 @@ def stage_files(
             sha256=place.entry.sha256, mode=settings.stage, readers=settings.readers,
             progress=progress, cancel=cancel,
         )  # fmt: skip
-        if made.sha256:
+        if made.sha256 and made.nbytes:  # of a copy that was there before, the source was not read
             hashes.remember(place.path, made.sha256, before)
         staged[place.path] = made
     full = settings.model_copy(update={"verify": "full"})
-    check(full, manifest, selection, hashes, progress).require_ok()
+    check(full, manifest, _read_in_place(selection, staged), hashes, progress).require_ok()
     return staged
+
+
+def _read_in_place(selection: Selection, staged: Mapping[Path, Staged]) -> Selection:
+    """The part of a selection that is not read from a verified copy."""
+    return Selection(
+        {
+            name: {
+                part: place
+                for part, place in parts.items()
+                if not (isinstance(place, Found) and place.path in staged and staged[place.path].sha256)
+            }
+            for name, parts in selection.located.items()
+        },
+        {},
+    )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ def place(device: str, dtype: str) -> Placement:
     fast = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     wanted = fast if dtype == "auto" else DTYPES[dtype]
     half = chosen.type == "cuda" and wanted != torch.float32
+    if chosen.type == "cuda" and wanted == torch.float32:
+        # Who asks for float32 gets it: convolutions would round to 10 bits (TF32) by default.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return Placement(chosen, wanted, torch.float16 if half else torch.float32)
 
 

@@ -5,6 +5,7 @@ Work reports through the `Progress` protocol and knows nothing of where it is sh
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -100,7 +101,8 @@ class Lines:
         return f"{text}, {amount_text(rate, self._unit)}/s"
 
     def _print(self, text: str) -> None:
-        print(text, file=self._out or sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody listens, or no room: no reason to end the work
+            print(text, file=self._out or sys.stderr, flush=True)
 
 
 class _Amounts(Column):
@@ -116,7 +118,7 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _Amounts(),
             TimeRemainingColumn(compact=True),

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
         description="auto (CUDA when there is one, else CPU), cpu, cuda, cuda:N or mps.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -90,6 +90,59 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "human", "json"] = Field(
         default="auto", description="auto: human on a terminal, JSON lines on RunPod."
     )
+    host: str = Field(default="127.0.0.1", description="Address that the local server listens on.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port of the local server; 0 takes a free one."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Bearer key that callers of the local server must give. Unset: none."
+    )
+    job_seconds: float = Field(default=3600, gt=0, description="Longest that a job may run, in seconds.")
+    grace_seconds: float = Field(
+        default=25, ge=0, description="Time that a running job has to finish after SIGTERM, in seconds."
+    )
+    input: Path | None = Field(default=None, description="Folder that jobs may read sources from, by path.")
+    output: Path | None = Field(default=None, description="Folder that results are written to.")
+    scratch: Path | None = Field(
+        default=None, description="Folder for the files of running jobs. Unset: the system's temporary one."
+    )
+    inline_bytes: int = Field(
+        default=7_000_000,
+        ge=0,
+        description="Largest result that is sent inside the answer, in bytes of the file.",
+    )
+    source_bytes: int = Field(default=4_000_000_000, ge=1, description="Largest source of a job, in bytes.")
+    source_seconds: float = Field(
+        default=900, gt=0, description="Longest that a source may take to download, in seconds."
+    )
+    source_private: bool = Field(
+        default=False,
+        description="Whether source URLs may lead to this machine and to private networks. Leave it off "
+        "wherever callers are not your own.",
+    )
+    bucket: str | None = Field(
+        default=None, description="Name of the bucket, where BUCKET_ENDPOINT_URL does not hold it."
+    )
+    bucket_prefix: str = Field(default="", description="What the keys of results in the bucket begin with.")
+    bucket_endpoint_url: str | None = Field(
+        default=None,
+        validation_alias="BUCKET_ENDPOINT_URL",
+        description="An S3-compatible bucket for results: https://host/bucket. Unset: none.",
+    )
+    bucket_access_key_id: SecretStr | None = Field(
+        default=None, validation_alias="BUCKET_ACCESS_KEY_ID", description="The bucket's access key."
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        default=None, validation_alias="BUCKET_SECRET_ACCESS_KEY", description="The bucket's secret key."
+    )
+    runpod_jobs: str | None = Field(
+        default=None,
+        validation_alias="RUNPOD_WEBHOOK_GET_JOB",
+        description="Set by RunPod: the worker takes its jobs from there. Unset: the local server.",
+    )
+    runpod_key: SecretStr | None = Field(
+        default=None, validation_alias="RUNPOD_AI_API_KEY", description="Set by RunPod: the worker's key."
+    )
     hf_token: SecretStr | None = Field(
         default=None, validation_alias="HF_TOKEN", description="Token for gated or private hub repositories."
     )
@@ -110,6 +163,10 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return [part.strip() for part in value.split(",") if part.strip()] or None
+
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """Every secret, to be masked in the log and kept from children."""
+        return tuple(value for _, value in self if isinstance(value, SecretStr))
 
     @field_validator("roots", "manifest")
     @classmethod
@@ -181,7 +238,8 @@ def _sentences(error: ValidationError, values: Mapping[str, str]) -> list[str]:
         key = str(problem["loc"][0])
         field = next(n for n in Settings.model_fields if key in (n, variable(n)))
         reason = problem["msg"].removeprefix("Value error, ")
-        held = "a secret" if Settings.model_fields[field].annotation is SecretStr else repr(values.get(key))
+        secret = "SecretStr" in str(Settings.model_fields[field].annotation)
+        held = "a secret" if secret else repr(values.get(key))
         sentences.append(
             f"{variable(field)} is {held}: {reason[:1].lower()}{reason[1:]}. "
             f"It may hold: {Settings.model_fields[field].description}"

@@ -87,22 +87,50 @@ def test_stage_then_run_uses_the_copy(
     assert not copy.exists()  # its own it gives back
 
 
+def test_a_copy_vouches_for_no_other_source(nano_volume: Path, seedpod: Seedpod, tmp_path: Path) -> None:
+    """A source that was replaced after it was staged is not taken for verified because its copy is."""
+    volume = Path(shutil.copytree(nano_volume, tmp_path / "volume"))
+    source = volume / NANO / "seedvr2_ema_nano.pth"
+    data = source.read_bytes()
+    (tmp_path / "mine.toml").write_text(
+        f'[file."nano/seedvr2_ema_nano.pth"]\npath = "{NANO}/seedvr2_ema_nano.pth"\nformat = "torch"\n'
+        f'size = {len(data)}\nsha256 = "{hashlib.sha256(data).hexdigest()}"\nstage = true\n'
+    )
+    settings = {
+        "SEEDPOD_ROOTS": volume, "SEEDPOD_MANIFEST": tmp_path / "mine.toml", "SEEDPOD_STAGE": "shm",
+    }  # fmt: skip
+    status, out, err = seedpod("stage", "nano", **settings)
+    assert status == 0, err
+    copy = Path(out.split(" -> ")[1].split(" (")[0])
+    try:
+        middle = len(data) // 2  # in the values of some tensor
+        source.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        seedpod("stage", "nano", **settings)
+        status, out, _ = seedpod("check", "nano", "--full", **settings)
+        assert status == 78, out
+        assert "checkpoint_hash" in out
+    finally:
+        copy.unlink()
+
+
 def test_convert_then_check_prefers_the_small_file(
     nano_volume: Path, seedpod: Seedpod, tmp_path: Path
 ) -> None:
     volume = Path(shutil.copytree(nano_volume, tmp_path / "volume"))
     status, out, err = seedpod("convert", "nano", "--dtype", "bf16", SEEDPOD_ROOTS=volume)
     assert status == 0, err
-    made = [Path(line) for line in out.splitlines()]
-    assert [path.name for path in made] == ["seedvr2_ema_nano.bf16.safetensors", "ema_vae.bf16.safetensors"]
-    master = torch.load(volume / NANO / "ema_vae.pth", weights_only=True)
-    for name, tensor in load_file(made[1]).items():
-        assert torch.equal(tensor, master[name].bfloat16())
+    made = Path(out.strip())
+    assert made.name == "seedvr2_ema_nano.bf16.safetensors"
+    master = torch.load(volume / NANO / "seedvr2_ema_nano.pth", weights_only=True)
+    for name, tensor in load_file(made).items():
+        assert torch.equal(tensor, master[name] if name.endswith("freqs") else master[name].bfloat16())
+    status, out, err = seedpod("convert", "nano", "--dtype", "fp16", "--part", "vae", SEEDPOD_ROOTS=volume)
+    assert status == 0, err
     status, out, _ = seedpod("check", "nano", "--json", SEEDPOD_ROOTS=volume)
     taken = {file["part"]: Path(file["path"]).name for file in json.loads(out)["files"]}
     assert status == 0
     assert taken["dit"] == "seedvr2_ema_nano.bf16.safetensors"
-    assert taken["vae"] == "ema_vae.bf16.safetensors"
+    assert taken["vae"] == "ema_vae.fp16.safetensors"
 
 
 def test_fetch_then_run(nano_volume: Path, short_clip: Path, seedpod: Seedpod, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ Knows of clips and pipelines; nothing of servers, downloads or manifests.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.errors import InputError, UsageError
+from app.errors import InputError, UnavailableError, UsageError
 from app.job.request import RestoreRequest
 from app.models.seedvr2.restore import RestoreOptions, Restorer
 from app.progress import Progress
@@ -74,6 +75,7 @@ class RestoreJob:
     rate: Fraction
     options: RestoreOptions
     writer: Writer
+    most_frames: int
 
 
 def look(source: Path, limits: Limits) -> ClipInfo:
@@ -85,12 +87,8 @@ def look(source: Path, limits: Limits) -> ClipInfo:
     return probe(source, max_frames=limits.frames, max_pixels=SOURCE_PIXELS * limits.pixels)
 
 
-def plan_restore(
-    request: RestoreRequest, info: ClipInfo, output: Path, limits: Limits, *, thrifty: bool = False
-) -> RestoreJob:
+def plan_restore(request: RestoreRequest, info: ClipInfo, output: Path, limits: Limits) -> RestoreJob:
     """Everything that can be refused before any costly work; nothing is written yet.
-
-    `thrifty`: the VAE takes one latent at a time, which needs the least memory.
 
     Raises:
         UsageError: The size asked for makes no sense, or `output` does not fit the codec.
@@ -99,18 +97,16 @@ def plan_restore(
     """
     rate = info.rate if request.rate is None else exact_rate(request.rate)
     options = restore_options(request, info, limits)
-    if thrifty:
-        options = replace(options, slice=1)
     if output.exists() and info.path.samefile(output):
         raise UsageError("output_is_input", f"{output.name} is the source itself; name another output.")
     if info.is_image:
-        return RestoreJob(request, info, rate, options, ImageWriter(output))
+        return RestoreJob(request, info, rate, options, ImageWriter(output), limits.frames)
     height, width = output_size(options)
     sound = info.path if info.has_audio else None
     writer = VideoWriter(
         output, width, height, rate, codec=request.codec, audio_from=sound, crf=request.quality
     )
-    return RestoreJob(request, info, rate, options, writer)
+    return RestoreJob(request, info, rate, options, writer, limits.frames)
 
 
 def run_restore(
@@ -132,9 +128,20 @@ def run_restore(
     notes = list(job.info.notes)
     with clock("find cuts"):
         shots = _shots(job, progress, notes.append)
+    if shots[-1].stop > job.most_frames:
+        raise InputError(
+            "input_too_large",
+            f"{job.info.path.name} has {shots[-1].stop:,} frames, and the limit is {job.most_frames:,}; cut "
+            "it, or raise SEEDPOD_MAX_FRAMES.",
+        )
     progress.start("restore", shots[-1].stop, "frames")
-    with job.writer as writer, torch.inference_mode():
-        for frame in _restored(restorer, job, shots, clock, on_step):
+    with (
+        job.writer as writer,
+        torch.inference_mode(),
+        _told_out_of_memory(job),
+        closing(_restored(restorer, job, shots, clock, on_step)) as frames,
+    ):
+        for frame in frames:
             with clock("write"):
                 writer.write(frame)
             progress.advance(1)
@@ -171,6 +178,12 @@ def restore_options(request: RestoreRequest, info: ClipInfo, limits: Limits) -> 
         scale=request.scale, short_side=request.short_side,
         multiple=1 if info.is_image else 2,
     )  # fmt: skip
+    if request.fit == "crop" and min(height, width) < MULTIPLE:
+        raise UsageError(
+            "size_invalid",
+            f"The result would be {width}x{height}, and fit crop cuts sides to multiples of {MULTIPLE}; ask "
+            "for a larger size, or use fit pad.",
+        )
     if height * width > limits.pixels:
         raise InputError(
             "output_too_large",
@@ -215,11 +228,37 @@ def _restored(
     shots: list[Shot],
     clock: Stopwatch,
     on_step: Callable[[], None],
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """The frames of the result, (1, 3, height, width) float32 in [-1, 1], shot after shot."""
     deep: PixelFormat = "rgb48le" if job.info.bit_depth > 8 else "rgb24"
     read = read_frames(job.info.path, job.info, rate=job.rate, pixel_format=deep)
-    frames = clock.around("read", read)
-    for number, shot in enumerate(shots):
-        taken = islice(frames, len(shot))
-        yield from restorer.restore_shot(taken, len(shot), job.options, number, on_step, clock)
+    with closing(read):  # at once, not when somebody forgets the error that ended this
+        frames = clock.around("read", read)
+        for number, shot in enumerate(shots):
+            taken = islice(frames, len(shot))
+            yield from restorer.restore_shot(taken, len(shot), job.options, number, on_step, clock)
+
+
+@contextmanager
+def _told_out_of_memory(job: RestoreJob) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnavailableError(
+            "out_of_memory",
+            f"A result of {job.options.width}x{job.options.height} with a window of {job.options.window} "
+            "latents does not fit the memory of this machine; ask for a smaller size or a shorter window, or "
+            "use a larger GPU.",
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a device or on the host."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LARGEST = 2**31 - 1  # elements of a convolution's input
 _onednn_is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
 
 
@@ -27,6 +28,11 @@ class CausalState:
 
     def __init__(self) -> None:
         self._tails: dict[nn.Module, Tensor] = {}
+        self._ending = False
+
+    def end(self) -> None:
+        """The next slice is the clip's last: what no later one needs is let go as it passes."""
+        self._ending = True
 
     def __contains__(self, conv: nn.Module) -> bool:
         """Whether a slice of the clip has passed through `conv`."""
@@ -39,6 +45,11 @@ class CausalState:
     def keep(self, conv: nn.Module, tail: Tensor) -> None:
         """Remember `tail`, the last input frames of `conv`, for the next slice."""
         self._tails[conv] = tail
+
+    @property
+    def ending(self) -> bool:
+        """Whether the clip's last slice is passing."""
+        return self._ending
 
 
 class CausalConv3d(nn.Conv3d):
@@ -98,7 +109,8 @@ class CausalConv3d(nn.Conv3d):
         begin = 0 if tail is None else self.past - tail.shape[2]
         window[:, :, begin : self.past] = window[:, :, self.past : self.past + 1] if tail is None else tail
         if state is not None and self.past:
-            state.keep(self, window[:, :, self.stride[0] - self.kernel_size[0] :].clone())
+            kept = window[:, :, self.stride[0] - self.kernel_size[0] :]
+            state.keep(self, (kept[:, :, :0] if state.ending else kept).clone())
         if tail is None and window.shape[2] == self.past + 1:
             # An image, or a clip's first latent: every tap sees the same frame, so the taps add up to one.
             weight = self.weight.sum(2, keepdim=True, dtype=torch.float32).to(self.weight.dtype)
@@ -116,4 +128,18 @@ def convolve(
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and _onednn_is_available():
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
-    return F.conv3d(x, weight, bias, stride, padding)
+    if x.numel() <= LARGEST:
+        return F.conv3d(x, weight, bias, stride, padding)
+    # Few frames at a time: kernels index with 32 bits, and what torch does beyond is many times slower.
+    kernel, step = weight.shape[2], stride[0]
+    frames = (x.shape[2] - kernel) // step + 1
+    own = LARGEST // (x.numel() // x.shape[2])  # frames of the input that may pass at once
+    at_once = max(1, (own - kernel) // step + 1)
+    parts = [
+        F.conv3d(
+            x[:, :, begin * step : (min(begin + at_once, frames) - 1) * step + kernel],
+            weight, bias, stride, padding,
+        )
+        for begin in range(0, frames, at_once)
+    ]  # fmt: skip
+    return torch.cat(parts, dim=2)

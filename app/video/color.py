@@ -104,10 +104,13 @@ def _block_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + 1e-2).sqrt()
 
 
-def _matrix(like: Tensor) -> Tensor:
-    """Linear sRGB -> XYZ relative to the white point, so that white is (1, 1, 1)."""
-    matrix = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)
-    return (matrix / matrix.sum(1, keepdim=True)).to(like)
+def _matrix(like: Tensor, *, inverted: bool = False) -> Tensor:
+    """Linear sRGB -> XYZ relative to the white point, so that white is (1, 1, 1), or the way back.
+
+    Computed on the CPU in float64, which not every device has."""
+    matrix = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64, device="cpu")
+    matrix = matrix / matrix.sum(1, keepdim=True)
+    return (torch.linalg.inv(matrix) if inverted else matrix).to(dtype=like.dtype, device=like.device)
 
 
 def _to_lab(frames: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ def _from_lab(lab_frames: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     f = torch.stack((y + a / 500, y, y - b / 200), 1)
     xyz = torch.where(f > _DELTA, f**3, 3 * _DELTA**2 * (f - 4 / 29))
-    inverse = torch.linalg.inv(_matrix(xyz).double()).to(xyz)
+    inverse = _matrix(xyz, inverted=True)
     linear = torch.einsum("ij,njhw->nihw", inverse, xyz).clamp_(0, 1)
     rgb = torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return rgb.mul_(2).sub_(1).clamp_(-1, 1)

@@ -92,14 +92,14 @@ def test_the_same_job_again_gives_the_same_object(s3: S3Server, result: Path) ->
 @pytest.mark.parametrize("fault", [500, 503, 0])
 def test_a_server_that_fails_for_a_moment_is_asked_again(s3: S3Server, tmp_path: Path, fault: int) -> None:
     path = tmp_path / "result.mp4"
-    path.write_bytes(data := os.urandom(PART + 1000))
+    path.write_bytes(data := os.urandom(PART - 1000))
     told: list[int] = []
-    with Proxy(s3.port, faults=[fault, fault]) as proxy:
+    with Proxy(s3.port, faults=[fault, fault], delay=0.1) as proxy:  # so that it is told of before it fails
         answer = send(path, s3.bucket(endpoint=proxy.endpoint), f"moment-{fault}", told.append)
         with urlopen(answer["url"]) as response:
             assert response.read() == data
         assert proxy.faults == []
-    assert sum(told) == len(data)  # what is sent again is not counted again
+    assert sum(told) == len(data) and min(told) >= 0  # what is sent again is not told of again
 
 
 def test_a_server_that_keeps_failing_is_an_error_and_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:

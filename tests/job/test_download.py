@@ -297,6 +297,23 @@ def test_what_may_pass_is_tried_again_and_then_given_up(
     assert len(web.requests) == 6
 
 
+def test_a_later_try_leaves_nothing_of_an_earlier_one(web: WebServer, tmp_path: Path) -> None:
+    web.routes = {"/a": in_turn(cut_off(b"y" * 150_000, 160_000), body(DATA))}
+    assert get(link(web, "/a"), tmp_path).read_bytes() == DATA
+
+
+def test_a_length_that_is_too_much_is_refused_before_the_first_byte(web: WebServer, tmp_path: Path) -> None:
+    done = threading.Event()
+    web.routes = {"/a": drip(b"x", 0.02, until=done)}  # announces 10,000 bytes
+    begin = time.monotonic()
+    message = refused(
+        InputError, "source_too_large", tmp_path, lambda: get(link(web, "/a"), tmp_path, bytes=9_999)
+    )
+    assert "has 10,000 bytes" in message
+    assert time.monotonic() - begin < 1.5
+    done.set()
+
+
 def test_a_host_without_a_name_or_a_listener_is_unreachable(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

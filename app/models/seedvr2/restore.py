@@ -41,8 +41,8 @@ class RestoreOptions:
     of classifier-free guidance, 1 for none. rescale: guidance rescale in [0, 1]. condition_noise: how
     much the condition is noised, in [0, 1]. window: latents that the transformer sees at once. fit: how a
     size that the model cannot take is made to fit, "pad" keeps all of the picture, "crop" is the
-    original's centre crop. color: colour repair. slice: latents that the VAE takes at once; changes
-    memory, never the result.
+    original's centre crop. color: colour repair. slice: latents that the VAE takes at once; more take
+    more memory and no less time (a latent is four frames), and the result is the same.
     """
 
     height: int
@@ -55,7 +55,7 @@ class RestoreOptions:
     window: int = 31
     fit: Literal["pad", "crop"] = "pad"
     color: ColorFix = "lab"
-    slice: int = 4
+    slice: int = 1
 
 
 def _nothing() -> None: ...
@@ -124,17 +124,19 @@ class _Work:
         self.vae, self.dit = restorer.vae, restorer.dit
         self.schedule = sampler.timesteps(options.steps)
         self.plans: dict[tuple[int, ...], Plan] = {}
-        self.sources: deque[Frame] = deque()  # kept for colour repair as they came: the fewest bytes
+        self.sources: deque[Frame | Tensor] = deque()  # for colour repair, in whichever form is smaller
 
     def prepared(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
         """Frames as the VAE takes them, (1, 3, H, W) in [-1, 1]: resized, fitted, and the last one
         repeated until they fill their latents."""
         fitted, seen = torch.empty(0), 0
         for frame in frames:
-            if self.options.color != "none":
-                self.sources.append(frame)
             with self._timed("resize"):
-                fitted = self._fitted(self._resized(frame))
+                resized = self._resized(frame)
+                fitted = self._fitted(resized)
+            if self.options.color != "none":
+                smaller = resized.nbytes < frame.nbytes
+                self.sources.append(resized.cpu() if smaller else frame)
             seen += 1
             yield fitted
         if seen != self.count:
@@ -155,6 +157,8 @@ class _Work:
         for start in range(0, latents, self.options.slice):
             self.on_step()
             take = min(self.options.slice, latents - start)
+            if start + take == latents:
+                state.end()  # gigabytes at full size, which the decoder needs
             length = take * config.temporal_factor if start else config.frames_for(take)
             clip = torch.cat([next(frames) for _ in range(length)])
             with self._timed("encode"):
@@ -167,38 +171,48 @@ class _Work:
         """Restore one window: (T, H, W, 16) low-quality latents -> (T, H, W, 16) restored ones."""
         options = self.options
         with self._timed("transformer"):
-            start = self._noise("noise", window, latents)
+            # Rounded as the model will see it: the step away from it then cancels exactly.
+            start = self._noise("noise", window, latents).to(self.restorer.positive.dtype).float()
             drowned = self._noise("condition", window, latents) if options.condition_noise else None
             condition = sampler.condition(latents, drowned, options.condition_noise)
-            return sampler.sample(
+            guided = options.guidance != 1.0
+            restored = sampler.sample(
                 start,
                 self._model(self.restorer.positive, condition),
-                self._model(self.restorer.negative, condition),
+                self._model(self.restorer.negative, condition) if guided else None,
                 self.schedule,
                 options.guidance,
                 options.rescale,
                 self.on_step,
             )
+            self._refuse_not_finite(restored, "transformer", self.restorer.positive.dtype)
+        return restored
 
     def decoded(self, latents: Iterator[Tensor]) -> Iterator[Tensor]:
         """Scaled latents (n, H, W, 16) -> frames (n, 3, H, W) float32: 16-bit results leave 129 levels,
         so that everything after the decoder is float32."""
         state = self.vae.new_state()
+        left = self.vae.config.latents_holding(self.count)
         for run in latents:
             for start in range(0, len(run), self.options.slice):
                 self.on_step()
+                left -= min(self.options.slice, len(run) - start)
+                if not left:
+                    state.end()
                 with self._timed("decode"):
                     part = run[start : start + self.options.slice] / SCALE
                     z = part.permute(3, 0, 1, 2).unsqueeze(0).to(self.restorer.vae_dtype)
                     frames = self.vae.decode_slice(z, state)[0].transpose(0, 1).float()
-                    finite = bool(torch.isfinite(frames).all())
-                if not finite:
-                    raise InternalError(
-                        "decoder_not_finite",
-                        f"The decoder gave values that are not finite in {self.restorer.vae_dtype}; set "
-                        "SEEDPOD_DTYPE=float32 and run the clip again.",
-                    )
+                    self._refuse_not_finite(frames, "decoder", self.restorer.vae_dtype)
                 yield frames
+
+    def _refuse_not_finite(self, x: Tensor, step: str, dtype: torch.dtype) -> None:
+        if not torch.isfinite(x).all():
+            raise InternalError(
+                "result_not_finite",
+                f"The {step} gave values that are not finite in {str(dtype).removeprefix('torch.')}; set "
+                "SEEDPOD_DTYPE=float32 and run the clip again.",
+            )
 
     def finished(self, decoded: Iterator[Tensor]) -> Iterator[Tensor]:
         """Frames of the decoder -> the result, one by one; colour repaired against the sources."""
@@ -216,7 +230,8 @@ class _Work:
                 yield frame.clamp_(-1, 1).cpu()
 
     def _style(self) -> Tensor:
-        style = self._resized(self.sources.popleft())
+        source = self.sources.popleft()
+        style = source.to(self.restorer.device) if isinstance(source, Tensor) else self._resized(source)
         return center_crop16(style) if self.options.fit == "crop" else style
 
     def _resized(self, frame: Frame) -> Tensor:
