@@ -86,7 +86,9 @@ class Frequencies(nn.Module):
         super().__init__()
         self.config = config
         self.rope = nn.Module()
-        self.rope.register_buffer("freqs", frequencies(config))
+        self.rope.register_buffer("freqs", torch.empty(config.rope_frequencies))
+        if not self.rope.get_buffer("freqs").is_meta:  # arithmetic on meta costs a second of torch's imports
+            self.reset_buffers()
 
     def reset_buffers(self) -> None:
         """Recompute the buffer, on the device it is to live on, after a build on meta."""
