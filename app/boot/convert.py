@@ -29,6 +29,7 @@ from app import __version__
 from app.boot.hashes import sha256_file
 from app.boot.locate import converted_path
 from app.boot.partial import locked_part, move_into_place, part_of, write_at_once
+from app.boot.regular import open_regular
 from app.boot.tensorfile import TensorEntry, TensorIndex, read_index
 from app.boot.tensorread import BLOCK, DTYPES, Reader, bytes_of, cast, open_reader, refuse_overflow
 from app.errors import ConfigError, FileError, UsageError
@@ -329,7 +330,8 @@ def _complete(target: Path, progress: Progress) -> Path:
     progress.start(f"convert to {target.name}", None, "B")
     progress.finish("already made from this master")
     try:
-        words = _sidecar(target).read_text().split()
+        with open_regular(_sidecar(target)) as file:
+            words = file.read(1000).decode().split()
     except (OSError, ValueError):
         words = []
     if len(words) != 2 or words[1] != target.name:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from app.boot.locate import Found, Missing
+from app.boot.locate import Found, Missing, outside
 from app.boot.manifest import FileEntry
 from app.errors import SeedpodError
 
@@ -56,11 +56,7 @@ def _nearby_size(path: Path, entry: FileEntry) -> str:
 
 
 def leads_out(found: Found, real: Path) -> Fault:
-    return Fault(
-        "checkpoint_link_outside",
-        f"{found.path} is a link that leads out of the root {found.root}, to {real}; expected a file "
-        f"inside the root: mount the folder that holds it as a root of its own (SEEDPOD_ROOTS), or copy it.",
-    )
+    return Fault("checkpoint_link_outside", outside(found, real))
 
 
 def not_a_file(found: Found, folder: bool) -> Fault:

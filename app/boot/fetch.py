@@ -23,6 +23,7 @@ from app.boot.hub import Hub, InterruptedDownloadError, Remote
 from app.boot.lock import only_one
 from app.boot.manifest import FileEntry, Origin
 from app.boot.places import folder_limit
+from app.boot.regular import open_to_append
 from app.errors import ConfigError, FileError, SeedpodError, UnavailableError
 from app.progress import Progress
 
@@ -252,7 +253,7 @@ class _Part:
     def __init__(self, path: Path, progress: Progress) -> None:
         self.path, self._progress = path, progress
         self.done = 0
-        self._file = path.open("ab", buffering=BUFFER)
+        self._file = open_to_append(path, BUFFER)
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> _Part:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from app.boot.regular import open_regular
 from app.errors import FileError
 from app.progress import Progress, Silent
 
@@ -38,7 +39,7 @@ def sha256_file(path: Path, *, readers: int = 4, progress: Progress | None = Non
     """
     progress = progress or Silent()
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             before = os.fstat(file.fileno())
             progress.start(f"hash {path.name}", before.st_size, "B")
             digest = _hash_blocks(file.fileno(), before.st_size, readers, progress)

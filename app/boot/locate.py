@@ -16,6 +16,8 @@ from typing import Final
 
 from app.boot.folders import Nearby, describe, present
 from app.boot.manifest import FileEntry, Manifest, ModelEntry, Origin
+from app.boot.regular import open_regular
+from app.errors import ConfigError
 
 HUB_CACHE: Final = PurePosixPath("huggingface-cache/hub")  # where RunPod keeps cached models
 CONVERTED: Final = ("bf16", "fp16")  # what `convert` makes, in order of preference
@@ -78,10 +80,24 @@ def locate_all(manifest: Manifest, models: Sequence[str], roots: Sequence[Path])
 
 
 def locate_file(entry: FileEntry, roots: Sequence[Path]) -> Found | Missing:
-    """`entry` itself, without alternatives: what `convert` reads and `fetch` would otherwise download."""
+    """`entry` itself, without alternatives: what `convert` reads and `fetch` would otherwise download.
+
+    Raises:
+        ConfigError: `checkpoint_link_outside` where it is a link that leads out of its root.
+    """
     looked = list(_look(entry, roots))
     found = next((place for place in looked if isinstance(place, Found)), None)
+    if found and (real := found.leads_out()):
+        raise ConfigError("checkpoint_link_outside", outside(found, real))
     return found or _missing(entry, looked, ())
+
+
+def outside(found: Found, real: Path) -> str:
+    """What is wrong with a file whose path leads out of its root, to `real`."""
+    return (
+        f"{found.path} is a link that leads out of the root {found.root}, to {real}; expected a file "
+        "inside the root: mount the folder that holds it as a root of its own (SEEDPOD_ROOTS), or copy it."
+    )
 
 
 def _locate_part(manifest: Manifest, name: str, roots: Sequence[Path], nearby: Nearby) -> Found | Missing:
@@ -237,7 +253,7 @@ def _converted_entry(master: FileEntry, path: Path, dtype: str) -> FileEntry:
 def _sidecar_hash(path: Path) -> str | None:
     """The hash in `<path>.sha256`, a file as sha256sum writes it; None if there is none."""
     try:
-        with path.with_name(f"{path.name}.sha256").open("rb") as file:
+        with open_regular(path.with_name(f"{path.name}.sha256")) as file:
             match = _SHA256.match(file.read(64).decode("ascii", "replace"))
     except OSError:
         return None

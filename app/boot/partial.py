@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.boot.lock import try_lock, unlock
+from app.boot.regular import create_anew
 from app.errors import FileError, UnavailableError
 
 
@@ -45,8 +46,11 @@ def locked_part(target: Path) -> Iterator[int]:
             f"{target} is being written by another process, which holds {lock}: wait until it is done.",
         )
     try:
-        with part_of(target).open("wb", buffering=0) as part:
-            yield part.fileno()
+        part = create_anew(part_of(target))
+        try:
+            yield part
+        finally:
+            os.close(part)
     except OSError as error:
         raise FileError(
             "write_failed",
@@ -74,7 +78,7 @@ def write_at_once(target: Path, text: str) -> None:
         FileError: `write_failed`.
     """
     try:
-        with part_of(target).open("w") as file:
+        with os.fdopen(create_anew(part_of(target)), "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

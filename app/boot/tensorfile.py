@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from app.boot.content import HEAD_BYTES, corrupt, refuse_other_content, truncated
+from app.boot.regular import open_regular
 from app.boot.torchfile import Places, read_torch
 from app.boot.torchpickle import ITEM_SIZES, StoredTensor
 from app.errors import ConfigError, FileError
@@ -83,7 +84,7 @@ def read_index(path: Path, format: Format, section: str | None = None) -> Tensor
     """
     assert format in ("torch", "safetensors"), f"{format} files hold no tensors"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
             refuse_other_content(path, format, file.read(HEAD_BYTES), size)

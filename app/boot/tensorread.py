@@ -20,6 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from app.boot.regular import open_descriptor
 from app.boot.tensorfile import TensorEntry, TensorIndex
 from app.errors import ConfigError, FileError
 from app.progress import Progress
@@ -83,7 +84,7 @@ class Reader:
 def open_reader(path: Path) -> Iterator[Reader]:
     """A `Reader` of the file at `path`, closed at the end."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_descriptor(path)
     except OSError as error:
         raise FileError(
             "file_unreadable", f"{path} cannot be opened: {error.strerror}; expected a file to read."

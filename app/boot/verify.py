@@ -19,6 +19,7 @@ from app.boot.faults import Fault
 from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found, Located, Missing, locate_all
 from app.boot.manifest import FileEntry, Format, Manifest, ModelEntry
+from app.boot.regular import open_regular
 from app.boot.tensorfile import TensorIndex, read_index
 from app.errors import ConfigError, SeedpodError
 from app.progress import Progress
@@ -256,7 +257,7 @@ class _Checks:
             if not stat.S_ISREG(info.st_mode):
                 file.fault = faults.not_a_file(found, stat.S_ISDIR(info.st_mode))
                 return
-            with found.path.open("rb") as data:
+            with open_regular(found.path) as data:
                 head = data.read(HEAD_BYTES)
         except OSError as error:
             file.fault = faults.unreadable(found, error)

@@ -336,3 +336,31 @@ def test_peak_memory_is_a_few_blocks_whatever_the_size(tmp_path: Path) -> None:
     assert small > 8e6, "what was measured is the conversion"
     assert large < small + 10e6
     assert large < 0.5 * written
+
+
+@pytest.mark.parametrize("suffix", ["", ".sha256"])
+def test_a_planted_link_is_never_written_through(tmp_path: Path, suffix: str) -> None:
+    source = saved(tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    name = f"seedvr2_ema_3b.bf16.safetensors{suffix}"
+    (tmp_path / f".{name}.part").symlink_to(victim)
+    assert_cast(convert(source, "torch"), state(), torch.bfloat16)
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / name).is_symlink()
+
+
+def test_a_pipe_in_place_of_the_master_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.pth")
+    with pytest.raises(FileError, match="not a file"):
+        convert(tmp_path / "m.pth", "torch")
+
+
+def test_a_pipe_in_place_of_the_hash_is_replaced(tmp_path: Path) -> None:
+    source = saved(tmp_path)
+    target = convert(source, "torch")
+    sidecar = target.with_name(f"{target.name}.sha256")
+    sidecar.unlink()
+    os.mkfifo(sidecar)
+    convert(source, "torch")
+    assert sidecar.read_text().split() == [sha256(target), target.name]

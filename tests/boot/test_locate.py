@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from app.boot.folders import COUNTED, Nearby
 from app.boot.locate import Found, Missing, converted_path, locate, locate_file
 from app.boot.manifest import Manifest, read_manifest
+from app.errors import ConfigError
 from tests.boot.volumes import (
     open_folder,
     origin_of,
@@ -199,6 +201,26 @@ def test_links_inside_a_root_and_a_root_that_is_a_link(
     (roots[0] / "SeedVR").symlink_to("models")
     (tmp_path / "linked").symlink_to(roots[0])
     assert found(part(manifest, [tmp_path / "linked"])).leads_out() is None
+
+
+def test_a_master_that_leads_out_is_not_given_to_convert(
+    manifest: Manifest, roots: list[Path], tmp_path: Path
+) -> None:
+    entry = manifest.files["seedvr2_ema_7b.pth"]
+    target = sparse(tmp_path / "elsewhere", 1000)
+    path = roots[0] / entry.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    with pytest.raises(ConfigError, match=str(target)) as caught:
+        locate_file(entry, roots)
+    assert caught.value.code == "checkpoint_link_outside"
+
+
+def test_a_pipe_beside_a_converted_file_is_no_hash(manifest: Manifest, roots: list[Path]) -> None:
+    path = converted_path(roots[0] / manifest.files["seedvr2_ema_7b.pth"].path, "bf16")
+    sparse(path, 10)
+    os.mkfifo(path.with_name(f"{path.name}.sha256"))
+    assert found(part(manifest, roots)).entry.sha256 is None
 
 
 def test_missing_tells_every_path_and_what_is_there(manifest: Manifest, roots: list[Path]) -> None:
