@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from app import errors
+from app.job.payload import PAYLOADS
 from app.job.request import RestoreRequest
 from app.settings import Settings, variable
 
@@ -37,13 +38,21 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def request_table(fields: Mapping[str, FieldInfo]) -> str:
-    """The fields of a request: option of `run`, type and bounds, default, meaning."""
-    rows = ["| option | value | default | meaning |", "|---|---|---|---|"]
+def request_table(fields: Mapping[str, FieldInfo], prefix: str = "") -> str:
+    """The fields of a request: name (`prefix` "--": option of `run`), type and bounds, default, meaning."""
+    rows = [f"| {'option' if prefix else 'field'} | value | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
-        option = name.replace("_", "-")
-        rows.append(f"| `--{option}` | {_values(field)} | {_default(field)} | {_cell(field.description)} |")
+        shown = prefix + name.replace("_", "-") if prefix else name
+        rows.append(f"| `{shown}` | {_values(field)} | {_default(field)} | {_cell(field.description)} |")
     return "\n".join(rows)
+
+
+def payload_tables() -> str:
+    """The fields of each task's job."""
+    return "\n\n".join(
+        f"## {task}\n\n{payload.__doc__}\n\n{request_table(payload.model_fields)}"
+        for task, payload in PAYLOADS.items()
+    )
 
 
 def error_table() -> str:
@@ -87,7 +96,7 @@ def _error(name: str) -> type[errors.SeedpodError] | None:
 
 def _default(field: FieldInfo) -> str:
     value = field.default
-    if value is None or value == ():
+    if value is None or value == () or field.is_required():
         return ""
     if isinstance(value, tuple):
         value = ":".join(map(str, value))
@@ -99,7 +108,8 @@ def _values(field: FieldInfo) -> str:
     if typing.get_origin(kinds[0]) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(kinds[0]))
     bounds = [_bound(part) for part in field.metadata]
-    name = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}[kinds[0]]
+    names = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}
+    name = names.get(kinds[0], "object")
     return " ".join([name, *filter(None, bounds)])
 
 
@@ -123,7 +133,8 @@ def documents() -> dict[Path, str]:
     """Each document with generated parts, as it should be."""
     parts = {
         "settings.md": settings_table(),
-        "restore.md": request_table(RestoreRequest.model_fields),
+        "restore.md": request_table(RestoreRequest.model_fields, "--"),
+        "api.md": payload_tables(),
         "errors.md": error_table(),
     }
     made = {}
