@@ -145,7 +145,7 @@ class _Table(BaseModel):
 class _FileTable(_Table):
     path: _Path
     format: Format
-    size: Annotated[int, Field(ge=1)] | None = None
+    size: Annotated[int, Field(ge=1, lt=1 << 63)] | None = None
     sha256: _Sha256 | None = None
     repo: _Repo | None = None
     revision: _Commit | None = None
@@ -175,7 +175,7 @@ class _ModelTable(_Table):
 
 class _Top(_Table):
     replace: bool = False
-    file: dict[str, _FileTable] = {}
+    file: dict[_Path, _FileTable] = {}  # names are shown, compared and made into names of files
     model: dict[_ModelName, _ModelTable] = {}
 
 
@@ -239,7 +239,7 @@ def _header(line: str) -> tuple[str, ...]:
     keys: list[str] = []
     try:
         level: Any = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return ()
     while isinstance(level, dict) and len(level) == 1:
         key, level = next(iter(level.items()))
@@ -265,9 +265,14 @@ def _read_text(path: Path) -> str:
 
 def _parse(source: _Source) -> _Top:
     try:
-        return _Top.model_validate(tomllib.loads(source.text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("manifest_toml", f"{source.path} is not valid TOML: {error}.") from None
+        tables = tomllib.loads(source.text)
+    except (ValueError, RecursionError) as error:  # also numbers too long and tables too deep to read
+        raise ConfigError(
+            "manifest_toml",
+            f"{source.path} is not valid TOML: {str(error).rstrip('.')}; expected a manifest as models.toml.",
+        ) from None
+    try:
+        return _Top.model_validate(tables)
     except ValidationError as error:
         problems = error.errors(include_url=False)
     _raise_all(_sentence(source, problem) for problem in problems)
@@ -282,7 +287,10 @@ def _raise_all(problems: Iterable[tuple[str, str]]) -> None:
 
 
 def _sentence(source: _Source, problem: ErrorDetails) -> tuple[str, str]:
-    keys = tuple(str(key) for key in problem["loc"] if key != "[key]")
+    loc = tuple(str(key) for key in problem["loc"])
+    # pydantic puts "[key]" after a key that is wrong; a table or a key may bear that name too
+    wrong_key = loc[-1] == "[key]" and len(loc) % 2 == 1 and problem["type"] != "extra_forbidden"
+    keys = loc[:-1] if wrong_key else loc
     where, value = source.at(*keys), _shown(problem["input"])
     reason = problem["msg"][:1].lower() + problem["msg"][1:]
     if problem["type"] == "extra_forbidden":
@@ -297,13 +305,16 @@ def _sentence(source: _Source, problem: ErrorDetails) -> tuple[str, str]:
     if problem["type"] == "half":
         return "manifest_value", f"{where} {reason}."
     expected = next((_EXPECTED[key] for key in reversed(keys) if key in _EXPECTED), reason)
-    if problem["loc"][-1] == "[key]":
+    if wrong_key:
         return "manifest_value", f"{where} has a key that means nothing here; {expected}."
     return "manifest_value", f"{where} is {value}; {expected}."
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, tables in tables in tables
+        return "too long to print"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

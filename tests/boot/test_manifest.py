@@ -154,6 +154,18 @@ REFUSED = {
         "manifest_value",
         ["line 1", "letters"],
     ),
+    "deep": (f"x = {'[' * 100_000}\n", "manifest_toml", []),
+    "a number without end": (f"x = 1{'0' * 5000}\n", "manifest_toml", []),
+    "a hexadecimal number without end": (f"{FILE}size = 0x1{'0' * 5000}\n", "manifest_value", ["line 4"]),
+    "an empty file name": ('[file.""]\npath = "x"\nformat = "data"\n', "manifest_path", ["line 1"]),
+    "a folder's name": ('[file."."]\npath = "x"\nformat = "data"\n', "manifest_path", ["line 1"]),
+    "the root's name": ('[file."/"]\npath = "x"\nformat = "data"\n', "manifest_path", ["line 1"]),
+    "a file named as pydantic marks keys": (
+        '[file."[key]"]\npath = "x"\nformat = "data"\nsatge = true\n',
+        "manifest_key",
+        ["line 4", "did you mean stage?"],
+    ),
+    "a key named as pydantic marks keys": (FILE + '"[key]" = 1\n', "manifest_key", ["line 4", "[key]"]),
     "replace": ("replace = 1\n", "manifest_value", ["line 1", "replace"]),
     "replaced what a part needs": (
         'replace = true\n[model.m]\ntask = "restore"\nfamily = "f"\nparts = {a = "pos_emb.pt"}\n',
