@@ -185,7 +185,7 @@ def _index_torch(path: Path, file: BinaryIO, size: int, section: str | None) -> 
         there = f"it has {', '.join(parts)}: choose one of those" if parts else "it has none: leave it out"
         raise ConfigError("checkpoint_section", f"{path} has no section {section!r} of tensors; {there}.")
     chosen = top if section is None else parts[section]
-    tensors = {name: _entry(path, name, tensor, places) for name, tensor in _tensors(chosen).items()}
+    tensors = {name: _entry(path, size, name, tensor, places) for name, tensor in _tensors(chosen).items()}
     return TensorIndex(path, "torch", size, tensors, sections=tuple(parts), section=section)
 
 
@@ -193,7 +193,7 @@ def _tensors(mapping: Mapping[Any, Any]) -> dict[str, StoredTensor]:
     return {str(name): value for name, value in mapping.items() if isinstance(value, StoredTensor)}
 
 
-def _entry(path: Path, name: str, tensor: StoredTensor, places: Places) -> TensorEntry:
+def _entry(path: Path, size: int, name: str, tensor: StoredTensor, places: Places) -> TensorEntry:
     item = ITEM_SIZES[tensor.dtype]
     if tensor.storage.key not in places:
         raise corrupt(path, f"tensor {name} needs storage {tensor.storage.key[:40]!r}, which is not in it")
@@ -202,6 +202,8 @@ def _entry(path: Path, name: str, tensor: StoredTensor, places: Places) -> Tenso
     end = (tensor.offset + 1 + _last(tensor.shape, tensor.strides)) * item if count else tensor.offset * item
     if end > length:
         raise corrupt(path, f"tensor {name} ends at byte {end:,} of a storage of {length:,} bytes")
+    if count * item > size:  # expanded: a few bytes that would fill any memory
+        raise corrupt(path, f"tensor {name} of {count * item:,} bytes repeats what {size:,} bytes hold")
     strides = None if not count or _in_order(tensor.shape, tensor.strides) else tensor.strides
     return TensorEntry(name, tensor.dtype, tensor.shape, start + tensor.offset * item, count * item, strides)
 

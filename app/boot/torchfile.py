@@ -52,12 +52,13 @@ def read_torch(path: Path, file: BinaryIO, size: int) -> tuple[Any, Places]:
 
 
 def _read_archive(path: Path, file: BinaryIO, size: int) -> tuple[Any, Places]:
+    bounded = _Bounded(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(bounded) as archive:
             records = sorted(archive.infolist(), key=lambda record: record.header_offset)
             directory = archive.start_dir
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as error:
-        if zipfile.is_zipfile(file):
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError) as error:
+        if _has_directory(bounded):
             raise corrupt(path, f"the directory at its end is garbled ({error})") from error
         raise truncated(path, size, "the directory of tensors at its end is not there") from error
     pickles = [record for record in records if record.filename.endswith("/data.pkl")]
@@ -75,6 +76,27 @@ def _read_archive(path: Path, file: BinaryIO, size: int) -> tuple[Any, Places]:
             raise corrupt(path, f"its byte order is {order[:20]!r}, expected b'little'")
     start = f"{prefix}data/"
     return value, {name[len(start) :]: place for name, place in places.items() if name.startswith(start)}
+
+
+class _Bounded:
+    """A file that refuses to give more at once than any honest directory of records has: how long that
+    is, the file itself claims, and a sparse file may claim gigabytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_BYTES:
+            raise zipfile.BadZipFile(f"it claims {size:,} bytes, of {MAX_BYTES:,} at most")
+        return self._file.read(size)
+
+
+def _has_directory(file: _Bounded) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except (zipfile.BadZipFile, ValueError, OverflowError):  # there, and beyond reading
+        return True
 
 
 def _record(path: Path, file: BinaryIO, places: Places, name: str) -> bytes:
@@ -119,8 +141,10 @@ def _aligned_offset(record: zipfile.ZipInfo, end: int) -> int | None:
 
 
 def _read_offset(path: Path, file: BinaryIO, record: zipfile.ZipInfo) -> int:
-    file.seek(max(record.header_offset, 0))
-    header = file.read(_LOCAL_HEADER)
+    header = b""
+    if 0 <= record.header_offset < 1 << 63:  # what a file position can be
+        file.seek(record.header_offset)
+        header = file.read(_LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
         raise corrupt(path, f"its record {record.filename} does not begin where its directory says")
     name, extra = struct.unpack("<HH", header[26:30])
@@ -154,6 +178,6 @@ def _read_stream(path: Path, file: BinaryIO, size: int) -> tuple[Any, Places]:
             raise corrupt(path, f"its storage {key} is not as long as its tensors say")
         places[key] = (offset + 8, length)
         offset += 8 + length
-    if offset > size:
-        raise truncated(path, size, f"its tensors end at byte {offset:,}")
+        if offset > size:
+            raise truncated(path, size, f"its tensors reach to byte {offset:,}")
     return value, places

@@ -218,6 +218,8 @@ def _set_items_of(machine: _Machine, flat: list[Any]) -> None:
         raise ValueError("it sets items of what is not a dict")
     for key, value in zip(flat[::2], flat[1::2], strict=True):
         # Hashing a tuple nested a million deep would overflow the interpreter's own stack.
+        if isinstance(key, int) and key.bit_length() > 64:
+            raise ValueError(f"a key of {key.bit_length():,} bits")
         if isinstance(key, str | int | float):
             target[key] = value
 

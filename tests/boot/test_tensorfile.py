@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import time
@@ -241,3 +242,50 @@ def test_names_are_mapped_and_two_for_one_refused(tmp_path: Path) -> None:
     assert {name: entry.shape for name, entry in renamed.tensors.items()} == {"a": (1,), "b": (3,)}
     with pytest.raises(ConfigError, match="both the model's a"):
         rename_tensors(index, lambda name: name.removeprefix("model."))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_index(path, "torch")
+    assert len(caught.value.message) < 2000
+    return caught.value.code
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "a.pt"
+    save(torch.zeros(1, 64).expand(10**9, 64), path, _use_new_zipfile_serialization=zipped)
+    assert refused(path) == "checkpoint_corrupt"
+
+
+def zip64_end(path: Path, *, disks: int = 1, length: int = 3 << 30) -> Path:
+    """A sparse file whose last bytes claim a directory of `length` bytes."""
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, length, 0)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, length, disks)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.seek(length)
+        file.write(record + locator + end)
+    return path
+
+
+def test_a_directory_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    assert refused(zip64_end(tmp_path / "a.pth")) == "checkpoint_corrupt"
+
+
+def test_an_archive_over_several_disks(tmp_path: Path) -> None:
+    assert refused(zip64_end(tmp_path / "a.pth", disks=2, length=1000)) == "checkpoint_corrupt"
+
+
+def test_a_record_beyond_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"x")
+        archive.filelist[0].header_offset = (1 << 63) + 5
+    assert refused(path) == "checkpoint_corrupt"
+
+
+def test_a_key_too_long_to_print(tmp_path: Path) -> None:
+    path = save({10**5000: torch.ones(2)}, tmp_path / "a.pth")
+    assert refused(path) == "checkpoint_corrupt"

@@ -12,6 +12,8 @@ from app.models.seedvr2.vae_config import VAEConfig, current_name, recognise_vae
 from app.models.seedvr2.variants import VARIANTS, Variant
 
 PARTS = ("dit", "vae", "positive", "negative")
+MAX_TOKENS = 512  # of a prompt embedding; the published ones have 58 and 64
+FLOATS = ("F64", "F32", "F16", "BF16")
 # Other tools' files carry the two prompt embeddings along; ours are files of their own.
 DROPPED = ("positive_conditioning", "negative_conditioning")
 
@@ -81,11 +83,16 @@ def _vae(variant_name: str | None, index: TensorIndex) -> list[str]:
 
 
 def _prompt(variant_name: str | None, index: TensorIndex) -> list[str]:
-    shapes = [entry.shape for entry in index.tensors.values()]
-    if len(shapes) != 1:
-        return [f"It holds {len(shapes)} tensors, expected one: the embedding of a prompt."]
-    shape = shapes[0][1:] if len(shapes[0]) == 3 and shapes[0][0] == 1 else shapes[0]
+    if len(index.tensors) != 1:
+        return [f"It holds {len(index.tensors)} tensors, expected one: the embedding of a prompt."]
+    (entry,) = index.tensors.values()
+    shape = entry.shape[1:] if len(entry.shape) == 3 and entry.shape[0] == 1 else entry.shape
     width = variant(variant_name).dit.text_dim if variant_name else None
-    if len(shape) != 2 or (width is not None and shape[1] != width):
-        return [f"Its tensor is {'x'.join(map(str, shapes[0]))}, expected (tokens)x{width or '(width)'}."]
+    held = f"{'x'.join(map(str, entry.shape)) or 'a scalar'} {entry.dtype}"
+    if len(shape) != 2 or shape[1] < 1 or (width is not None and shape[1] != width):
+        return [f"Its tensor is {held}, expected (tokens)x{width or '(width)'}."]
+    if not 1 <= shape[0] <= MAX_TOKENS:
+        return [f"Its tensor is {held}, expected 1 to {MAX_TOKENS} tokens."]
+    if entry.dtype not in FLOATS:
+        return [f"Its tensor is {held}, expected one of {', '.join(FLOATS)}."]
     return []
