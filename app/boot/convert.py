@@ -17,6 +17,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -96,10 +97,10 @@ def convert(
         known = sha256_file(source, progress=progress)
     metadata = _metadata(index, dtype, known or _UNKNOWN)
     if _is_made(target, metadata):
-        return _complete(target, progress)
+        return _complete(target, source, progress)
     with locked_part(target) as part:
         if _is_made(target, metadata):  # by the process that held the lock before
-            return _complete(target, progress)
+            return _complete(target, source, progress)
         digest = _write(part, target, index, outputs, metadata, known, progress)
         _sidecar(target).unlink(missing_ok=True)  # first: a hash never stands beside other bytes
         move_into_place(target)
@@ -325,8 +326,12 @@ def _refuse_without_room(target: Path, needed: int) -> None:
         )
 
 
-def _complete(target: Path, progress: Progress) -> Path:
+def _complete(target: Path, source: Path, progress: Progress) -> Path:
     """`target`, made before, with the hash that a crash may have left out."""
+    if target.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        # A master copied anew looks like another one to `check`, which reads only the times.
+        with suppress(OSError):
+            os.utime(target)
     progress.start(f"convert to {target.name}", None, "B")
     progress.finish("already made from this master")
     try:

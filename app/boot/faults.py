@@ -140,6 +140,14 @@ def stale(found: Found, master: FileEntry, models: Sequence[str], source: str | 
     return None
 
 
+def replaced_master(found: Found, models: Sequence[str], why: str) -> Fault:
+    return Fault(
+        "checkpoint_converted_stale",
+        f"{found.path} was not made from {found.master} as that is now: {why}. Run "
+        f"`entrypoint.py convert {models[0]}` again.",
+    )
+
+
 def provenance(found: Found) -> str | None:
     """Where a file is from that is not simply the part's own at its own path."""
     notes = []

@@ -37,6 +37,7 @@ class Found:
     root: Path
     converted_from: FileEntry | None = None
     revision: str | None = None  # a hub revision other than the pinned one, in whose folder it lies
+    master: Path | None = None  # where the file that this one was converted from lies, or lay
 
     def leads_out(self) -> Path | None:
         """Where the file's path really leads, if that is outside its root."""
@@ -145,7 +146,7 @@ def _look(entry: FileEntry, roots: Sequence[Path], dtype: str | None = None) -> 
         if not present(target):
             yield _Absent(target, root, _dangling(target))
         elif dtype is not None:
-            yield Found(_converted_entry(entry, target, dtype), target, root, entry, revision)
+            yield Found(_converted_entry(entry, target, dtype), target, root, entry, revision, path)
         elif revision and (why := _differs(entry, target)):
             yield _Absent(target, root, f"it is another file, of revision {revision}: {why}")
         else:

@@ -7,6 +7,7 @@ ever changed. It does not know which tensors a model has: `contents` does.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -272,6 +273,29 @@ class _Checks:
         elif file.fault is None and found.converted_from is not None and file.index is not None:
             source = file.index.metadata.get("source_sha256")
             file.fault = faults.stale(found, found.converted_from, models, source)
+            file.fault = file.fault or self._outdated(found, models, file.index.metadata, info)
+
+    def _outdated(
+        self, found: Found, models: Sequence[str], metadata: Mapping[str, str], made: os.stat_result
+    ) -> Fault | None:
+        """Whether a converted file's master, of which the manifest has no hash, was replaced since."""
+        assert found.converted_from is not None and found.master is not None
+        try:
+            master = found.master.stat()
+        except OSError:  # a converted file needs no master
+            return None
+        known = self._hashes.lookup(found.master)
+        if found.converted_from.sha256 is not None or known == metadata.get("source_sha256", ""):
+            return None
+        if known is not None:
+            why = f"its sha256 is {known}, expected {metadata.get('source_sha256')}"
+        elif str(master.st_size) != metadata.get("source_size"):
+            why = f"it has {master.st_size:,} bytes, expected {metadata.get('source_size')}"
+        elif master.st_mtime_ns > made.st_mtime_ns:
+            why = "it was written after it, expected before"
+        else:
+            return None
+        return faults.replaced_master(found, models, why)
 
     def _content(self, found: Found, head: bytes, size: int) -> tuple[TensorIndex | None, Fault | None]:
         path, format = found.path, found.entry.format

@@ -364,3 +364,11 @@ def test_a_pipe_in_place_of_the_hash_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(sidecar)
     convert(source, "torch")
     assert sidecar.read_text().split() == [sha256(target), target.name]
+
+
+def test_a_master_copied_anew_does_not_leave_its_conversion_the_older_one(tmp_path: Path) -> None:
+    source = saved(tmp_path)
+    target = convert(source, "torch")
+    os.utime(target, ns=(0, 1))
+    convert(source, "torch")
+    assert target.stat().st_mtime_ns >= source.stat().st_mtime_ns

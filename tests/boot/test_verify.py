@@ -487,3 +487,38 @@ def test_a_manifest_without_hashes_says_so(volume: Check) -> None:
     check = Check(replace(volume.manifest, files=files), volume.root)
     dit = check("seedvr2-7b").files[0]
     assert (dit.state, dit.note) == ("present", "no hash is known for it")
+
+
+@pytest.fixture
+def unhashed(root: Path, tmp_path: Path) -> Check:
+    """A model of one master, whose hash no manifest knows, and its converted file."""
+    master = safetensors(root / "m.safetensors", {})
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'replace = true\n[file.m]\npath = "m.safetensors"\nformat = "safetensors"\n'
+        '[model.m]\ntask = "restore"\nfamily = "f"\nparts = {dit = "m"}\n'
+    )
+    sha256 = hashlib.sha256(master.read_bytes()).hexdigest()
+    size = str(master.stat().st_size)
+    safetensors(converted_path(master, "bf16"), {"source_sha256": sha256, "source_size": size})
+    return Check(read_manifest([own]), root)
+
+
+@pytest.mark.parametrize("change", ["none", "gone", "longer", "newer", "another hash", "newer, same hash"])
+def test_a_master_without_a_hash_that_was_replaced_is_noticed(unhashed: Check, change: str) -> None:
+    master = unhashed.path("m")
+    made = converted_path(master, "bf16").stat().st_mtime_ns
+    if change == "gone":
+        master.unlink()
+    elif change == "longer":
+        master.write_bytes(master.read_bytes() + b"more")
+        os.utime(master, ns=(made, made - 1))
+    elif change.startswith("newer"):
+        os.utime(master, ns=(made, made + 1))
+    if change.endswith("hash"):
+        data = b"another" if change == "another hash" else master.read_bytes()
+        unhashed.hashes.remember(master, hashlib.sha256(data).hexdigest(), master.stat())
+    if change in ("none", "gone", "newer, same hash"):
+        assert unhashed("m", read=real_safetensors).ok
+    else:
+        assert unhashed.one("m", read=real_safetensors).code == "checkpoint_converted_stale"
