@@ -179,5 +179,5 @@ def _read_stream(path: Path, file: BinaryIO, size: int) -> tuple[Any, Places]:
         places[key] = (offset + 8, length)
         offset += 8 + length
         if offset > size:
-            raise truncated(path, size, f"its tensors reach to byte {offset:,}")
+            raise truncated(path, size, f"its tensors end at byte {offset:,}")
     return value, places
