@@ -89,5 +89,5 @@ def test_the_real_3b_restores_a_window(height: int, width: int, capsys: pytest.C
     seconds = time.perf_counter() - begin
     assert len(made) == 9
     with capsys.disabled():
-        print(f"\n{torch.cuda.get_device_name()}: 9 frames of {width}x{height} in {seconds:.1f} s (first run), "
-              f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")  # fmt: skip
+        print(f"\n{torch.cuda.get_device_name()}: 9 frames of {width}x{height} in {seconds:.1f} s, the first "
+              f"time; peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")  # fmt: skip
