@@ -8,6 +8,8 @@ ffmpeg.
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 
 _STILLS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _ANIMATED = ("PNG", "WEBP", "GIF")
+# what Pillow's readers raise at data that is cut or odd
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError),
+    *(OverflowError, NotImplementedError, struct.error, zlib.error),
+)
 _HIGHEST_RATE = 60
 _MILLISECONDS_IF_UNSET = 100  # what browsers give a picture that asks for 10 ms or less
 
@@ -41,7 +48,7 @@ class ImageInfo:
     notes: tuple[str, ...]
 
 
-def image_info(path: Path, max_pixels: int | None = None) -> ImageInfo | None:
+def image_info(path: Path, max_pixels: int | None = None, max_frames: int | None = None) -> ImageInfo | None:
     """What `path` holds if it is an image, else None. InputError: input_too_large, input_damaged."""
     with _opened(path) as image:
         if image is None:
@@ -49,10 +56,17 @@ def image_info(path: Path, max_pixels: int | None = None) -> ImageInfo | None:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
             raise too_many_pixels(path, width, height, max_pixels)
-        if image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1:
+        count = getattr(image, "n_frames", 1)
+        if image.format in _ANIMATED and count > 1:
+            if max_frames is not None and count > max_frames:
+                raise InputError(
+                    "input_too_large",
+                    f"{path.name} has {count} pictures; at most {max_frames} frames are taken here: cut it"
+                    " into parts, or raise the limit.",
+                )
             return ImageInfo(width, height, str(image.format), image.mode, tuple(_durations(image)), ())
         notes = []
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        if image.format == "TIFF" and count > 1:
             notes.append("only the first page is read")
         if image.mode.startswith("I") or (image.format == "PNG" and _png_depth(path) == 16):
             notes.append("16 bits a channel are read as 8")
@@ -114,25 +128,33 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
     """The image in `path`, or None where it is none; whatever Pillow raises inside becomes InputError."""
     from PIL import Image, UnidentifiedImageError
 
+    name = "an"
     try:
-        image = Image.open(path, formats=_STILLS)
-    except UnidentifiedImageError:
-        yield None
-        return
+        try:
+            image = Image.open(path, formats=_STILLS)
+        except UnidentifiedImageError:
+            yield None
+            return
+        name = f"a {image.format}"
+        with image:
+            yield image
     except Image.DecompressionBombError as error:
         raise InputError(
             "input_too_large",
             f"{path.name} claims more pixels than any picture has ({error}): give a smaller one.",
         ) from error
-    with image:
-        try:
-            yield image
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise InputError(
-                "input_damaged",
-                f"{path.name} is a {image.format} image that cannot be decoded ({error}); expected a whole"
-                " file: copy or export it again.",
-            ) from error
+    except _BROKEN as error:
+        raise InputError(
+            "input_damaged",
+            f"{path.name} is {name} image that cannot be decoded ({_words(error, path)}); expected a whole"
+            " file: copy or export it again.",
+        ) from error
+
+
+def _words(error: Exception, path: Path) -> str:
+    """What an error says, on one line and without the folder."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(said.replace(str(path), path.name).split())
 
 
 def _png_depth(path: Path) -> int:

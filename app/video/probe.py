@@ -7,8 +7,12 @@ Images are asked of Pillow. Knows nothing of models.
 from __future__ import annotations
 
 import re
+import secrets
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +25,12 @@ from app.video.rates import constant_rate, is_constant
 _SECONDS_TO_PROBE = 60.0
 _HIGHEST_DECLARED_RATE = 480  # above, the "rate" is the tick of the container's clock
 _RATE_OF_ONE_FRAME = 25.0
+_PACKETS_COUNTED = 20_000  # for a rate that nobody declares
+# The names of matrices that zscale takes; what a file says is never handed on otherwise.
+MATRICES = (
+    *("gbr", "bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"),
+    *("chroma-derived-nc", "chroma-derived-c", "ictcp"),
+)
 _HDR = {"smpte2084": "HDR (PQ)", "arib-std-b67": "HDR (HLG)"}
 _ALPHA = re.compile(r"^(yuva|gbrap|rgba|bgra|argb|abgr|ya\d|ayuv)")
 _RGB = re.compile(r"^(gbr|rgb|bgr|argb|abgr|0rgb|0bgr|x2rgb|x2bgr|pal8|mono)")
@@ -100,7 +110,7 @@ def probe(
     """
     _check_file(path)
     _refuse_tiled_pictures(path)
-    image = image_info(path, max_pixels)
+    image = image_info(path, max_pixels, max_frames)
     info = _image_clip(path, image) if image is not None else _video_clip(path)
     _check_limits(info, max_pixels, max_frames, max_seconds)
     return info
@@ -191,56 +201,112 @@ def _image_clip(path: Path, image: ImageInfo) -> ClipInfo:
 
 
 def _video_clip(path: Path) -> ClipInfo:
-    arguments = ["-copyts", *ffmpeg.input_options(path), "-map", "0:V:0", "-vf", "showinfo"]
-    try:
-        lines = ffmpeg.run([*arguments, "-frames:v", "1", "-f", "null", "-"], _SECONDS_TO_PROBE).lines
-    except subprocess.TimeoutExpired as error:
-        raise InputError(
-            "input_damaged",
-            f"{path.name} gave no frame within {_SECONDS_TO_PROBE:.0f} s; expected a video: re-encode it.",
-        ) from error
-    text = "\n".join(lines)
-    frame = _FRAME.search(text)
+    # ffmpeg also prints titles and other text of the file: only lines that bear this name are the filter's
+    name = f"showinfo@{secrets.token_hex(16)}"
+    with _plain_name(path) as opened:
+        arguments = ["-copyts", *ffmpeg.input_options(opened), "-map", "0:V:0", "-vf", name]
+        try:
+            lines = ffmpeg.run([*arguments, "-frames:v", "1", "-f", "null", "-"], _SECONDS_TO_PROBE).lines
+        except subprocess.TimeoutExpired as error:
+            raise _too_slow(path, "gave no frame") from error
+    filtered = [i for i, line in enumerate(lines) if line.startswith(f"[{name} @ ")]
+    said = "\n".join(lines[i].partition("] ")[2] for i in filtered)
+    frame = _FRAME.search(said)
     if frame is None:
         raise _refusal(path, lines)
-    return _described(path, text, frame)
+    return _described(path, _opening(path, lines[: filtered[0]]), said, frame)
 
 
-_STREAM = re.compile(r"^ *Stream #0:(\d+)[^:]*: (Video|Audio): (\w+)(.*)$", re.MULTILINE)
-_MAPPED = re.compile(r"^ *Stream #0:(\d+) -> #0:0 ", re.MULTILINE)
-_DURATION = re.compile(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+)", re.MULTILINE)
+def _too_slow(path: Path, what: str) -> InputError:
+    return InputError(
+        "input_damaged",
+        f"{path.name} {what} within {_SECONDS_TO_PROBE:.0f} s; expected a video: re-encode it.",
+    )
+
+
+@contextmanager
+def _plain_name(path: Path) -> Iterator[Path]:
+    """A name that ffmpeg may print: one with a line break would look like lines of its own."""
+    if str(path).isprintable():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        suffix = path.suffix if path.suffix[1:].isalnum() else ""
+        link = Path(folder, "clip" + suffix)
+        link.symlink_to(path.absolute())
+        yield link
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What ffmpeg prints of a file as it opens it. The file's own text may imitate it: only words and
+    numbers are taken from it, and two stories about one stream are refused."""
+
+    video: re.Match[str]
+    sound: tuple[str, ...]  # the codec of each sound track
+    rotation: int
+    seconds: float | None
+
+
+def _opening(path: Path, lines: list[str]) -> _Opening:
+    """Read what came before the filter's first word; the last "Stream mapping:" there is ffmpeg's own."""
+    text = "\n".join(lines)
+    mapping = list(re.finditer(r"^Stream mapping:$", text, re.MULTILINE))
+    mapped = _MAPPED.search(text, mapping[-1].end()) if mapping else None
+    end = mapping[-1].start() if mapping else 0
+    streams: dict[int, re.Match[str]] = {}
+    clear = True
+    for stream in _STREAM.finditer(text, 0, end):  # one that belongs to two programs is printed twice
+        clear &= streams.setdefault(int(stream[1]), stream)[0] == stream[0]
+    video = streams.get(int(mapped[1])) if mapped else None
+    if video is None or video[2] != "Video" or not clear:
+        raise InputError(
+            "input_damaged",
+            f"{path.name} describes its streams in a way that cannot be followed; expected an ordinary"
+            " video: remove its titles and tags, or re-encode it.",
+        )
+    clock = _DURATION.search(text, 0, end)
+    return _Opening(
+        video,
+        tuple(stream[3] for _, stream in sorted(streams.items()) if stream[2] == "Audio"),
+        _rotation(text[video.end() : end]),
+        int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None,
+    )
+
+
+_STREAM = re.compile(r"^ *Stream #0:(\d{1,6})\b[^:\n]*: (Video|Audio): (\w+)(.*)$", re.MULTILINE | re.ASCII)
+_MAPPED = re.compile(r"^ *Stream #0:(\d{1,6}) -> #0:0 ", re.MULTILINE | re.ASCII)
+_DURATION = re.compile(r"^ *Duration: (\d{1,9}):(\d\d):(\d\d\.\d{1,9}),", re.MULTILINE | re.ASCII)
+_DECLARED = re.compile(r", (\d{1,9}(?:\.\d{1,9})?)(k?) fps\b", re.ASCII)
 _ROTATION = re.compile(
-    r"displaymatrix: rotation of (-?[\d.]+) degrees|Display Matrix: rotation of (-?[\d.]+)", re.I
+    r"^ *display ?matrix: rotation of (-?\d{1,3}(?:\.\d{1,9})?) degrees", re.I | re.MULTILINE | re.ASCII
 )
-_LINK = re.compile(r"config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)")
-_FRAME = re.compile(r"\bn: *0 pts: *(-?\d+|NOPTS) .*? fmt:(\w+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)")
-_TAGS = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)")
+# of the filter's own lines
+_LINK = re.compile(r"^config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)", re.MULTILINE)
+_FRAME = re.compile(
+    r"^n: *0 pts: *(-?\d+|NOPTS) .*? fmt:(\w+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)", re.MULTILINE
+)
+_TAGS = re.compile(
+    r"^color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", re.MULTILINE
+)
 
 
-def _described(path: Path, text: str, frame: re.Match[str]) -> ClipInfo:
+def _described(path: Path, opening: _Opening, said: str, frame: re.Match[str]) -> ClipInfo:
     """The clip that ffmpeg's words describe."""
     pts, pixel_format, sar_x, sar_y, width, height, field = frame.groups()
-    opening = text[: text.index("Stream mapping:")]
-    streams = list(_STREAM.finditer(opening))
-    mapped = _MAPPED.search(text)
-    assert mapped is not None
-    video = next(s for s in streams if s[1] == mapped[1])
-    link = _LINK.search(text)
-    assert link is not None
-    tick, nominal = Fraction(int(link[1]), int(link[2])), _fraction(link[3], link[4])
-    declared = re.search(r"([\d.]+)(k?) fps", video[4])
+    link = _LINK.search(said)
+    tick, nominal = (_fraction(link[1], link[2]), _fraction(link[3], link[4])) if link else (Fraction(0),) * 2
+    declared = _DECLARED.search(opening.video[4])
     average = float(declared[1]) * (1000 if declared[2] else 1) if declared else 0.0
     if not 0 < average <= _HIGHEST_DECLARED_RATE:
         average = counted_rate(path)
     rate = constant_rate(nominal, average)
     sample_aspect = _fraction(sar_x, sar_y) or Fraction(1)
-    clock = _DURATION.search(opening)
-    seconds = int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None
+    seconds = opening.seconds
     shown_rows = int(height)
-    shown_columns = round(int(width) * sample_aspect)
-    tags = _TAGS.search(text)
+    shown_columns = max(1, round(int(width) * sample_aspect))
+    tags = _TAGS.search(said)
     color = _color(pixel_format, int(width), int(height), tags.groups() if tags else ("unknown",) * 4)
-    sound = [s for s in streams if s[2] == "Audio"]
     notes = []
     if not is_constant(nominal, average):
         notes.append(f"a variable rate ({average:.4g} frames/s on average) is read at a constant {rate}")
@@ -254,7 +320,7 @@ def _described(path: Path, text: str, frame: re.Match[str]) -> ClipInfo:
         notes.append(f"{_HDR[color.transfer]} is mapped to standard range")
     if _ALPHA.match(pixel_format):
         notes.append("transparency is laid over black")
-    if any(s[3] == "none" for s in sound):
+    if "none" in opening.sound:
         notes.append("a sound track of unknown format is left out")
     return ClipInfo(
         path=path,
@@ -264,14 +330,14 @@ def _described(path: Path, text: str, frame: re.Match[str]) -> ClipInfo:
         duration=seconds,
         frames=round(seconds * rate) if seconds is not None else None,
         start=int(pts) * tick if pts != "NOPTS" else Fraction(0),
-        rotation=_rotation(opening, video),
+        rotation=opening.rotation,
         sample_aspect=sample_aspect,
-        codec=video[3],
+        codec=opening.video[3],
         pixel_format=pixel_format,
         bit_depth=bit_depth(pixel_format),
         whole_chroma=_whole_chroma(pixel_format, int(width), int(height)),
         color=color,
-        audio=tuple(AudioTrack(i, s[3]) for i, s in enumerate(sound) if s[3] != "none"),
+        audio=tuple(AudioTrack(i, codec) for i, codec in enumerate(opening.sound) if codec != "none"),
         is_image=False,
         durations=(),
         notes=tuple(notes),
@@ -297,14 +363,10 @@ def _whole_chroma(pixel_format: str, width: int, height: int) -> bool:
     return width % across == 0 and height % down == 0
 
 
-def _rotation(opening: str, video: re.Match[str]) -> int:
+def _rotation(following: str) -> int:
     """Degrees clockwise to turn the stored picture; ffmpeg itself applies them when decoding."""
-    following = opening[video.end() :]
-    end = re.search(r"^ *Stream #", following, re.MULTILINE)
-    found = _ROTATION.search(following[: end.start()] if end else following)
-    if found is None:
-        return 0
-    return round(-float(found[1] or found[2])) % 360
+    found = _ROTATION.search(re.split(r"^ *Stream #", following, maxsplit=1, flags=re.MULTILINE)[0])
+    return round(-float(found[1])) % 360 if found else 0
 
 
 def _color(pixel_format: str, width: int, height: int, tags: tuple[str, ...]) -> Color:
@@ -315,7 +377,7 @@ def _color(pixel_format: str, width: int, height: int, tags: tuple[str, ...]) ->
     stored_range, matrix, primaries, transfer = tags
     if _RGB.match(pixel_format):
         return Color("gbr", True, primaries, transfer)
-    if matrix in ("unknown", "unspecified", "reserved", "gbr"):
+    if matrix == "gbr" or matrix not in MATRICES:
         large = max(width, height) >= 1280 or min(width, height) > 576
         matrix = "bt709" if large else "smpte170m"
     if stored_range in ("tv", "pc"):
@@ -327,8 +389,12 @@ def _color(pixel_format: str, width: int, height: int, tags: tuple[str, ...]) ->
 
 def counted_rate(path: Path) -> float:
     """Frames per second of a clip that declares no rate (browsers record such WebM): count and divide."""
-    copied = ["-map", "0:V:0", "-c", "copy", "-f", "framecrc", "-"]
-    output = ffmpeg.run(["-loglevel", "error", *ffmpeg.input_options(path), *copied]).output.decode()
+    copied = ["-map", "0:V:0", "-c", "copy", "-frames:v", str(_PACKETS_COUNTED), "-f", "framecrc", "-"]
+    arguments = ["-loglevel", "error", *ffmpeg.input_options(path), *copied]
+    try:
+        output = ffmpeg.run(arguments, _SECONDS_TO_PROBE).output.decode()
+    except subprocess.TimeoutExpired as error:
+        raise _too_slow(path, "could not be counted through") from error
     tick = re.search(r"^#tb 0: (\d+)/(\d+)$", output, re.MULTILINE)
     stamps = sorted(int(stamp) for stamp in re.findall(r"^0, +-?\d+, +(-?\d+),", output, re.MULTILINE))
     if tick is None or len(stamps) < 2 or stamps[-1] == stamps[0]:
@@ -357,7 +423,7 @@ def _refusal(path: Path, lines: list[str]) -> InputError:
             f"{name} is coded with {codec[1] if codec else 'an unknown codec'}, which this ffmpeg cannot"
             " decode; re-encode it, for example as H.264.",
         )
-    if "Stream mapping:" in text:
+    if "Stream mapping:" in lines:
         return InputError(
             "input_damaged", f"{name} holds a video stream, but no frame of it can be decoded: copy it again."
         )

@@ -7,15 +7,15 @@ constant rate, and in full-range RGB with BT.709 transfer: matrix and range are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app.errors import InputError
+from app.errors import InputError, InternalError
 from app.video import ffmpeg
 from app.video.images import image_frames
-from app.video.probe import ClipInfo
+from app.video.probe import MATRICES, ClipInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def read_frames(
     size: tuple[int, int] | None = None,
     pixel_format: PixelFormat = "rgb24",
     warn: Callable[[str], None] | None = None,
-) -> Iterator[NDArray[Any]]:
+) -> Generator[NDArray[Any]]:
     """The frames of `path` in order: (height, width, 3), uint8 for rgb24, uint16 for rgb48le.
 
     `rate` other than the clip's own drops or repeats frames; the duration stays. `size` (height, width)
@@ -53,7 +53,7 @@ def read_frames(
 
 def _image(
     path: Path, info: ClipInfo, rate: Fraction, size: tuple[int, int] | None, pixel_format: PixelFormat
-) -> Iterator[NDArray[Any]]:
+) -> Generator[NDArray[Any]]:
     import numpy as np
     from PIL import Image
 
@@ -72,7 +72,7 @@ def _video(
     size: tuple[int, int],
     pixel_format: PixelFormat,
     warn: Callable[[str], None] | None,
-) -> Iterator[NDArray[Any]]:
+) -> Generator[NDArray[Any]]:
     import numpy as np
 
     depth = np.dtype(np.uint8) if pixel_format == "rgb24" else np.dtype("<u2")
@@ -115,6 +115,8 @@ def _to_rgb(info: ClipInfo, size: tuple[int, int], pixel_format: PixelFormat) ->
     zscale converts: it is exact for more than 8 bits, where swscale is half a level too dark.
     """
     color = info.color
+    if color.matrix not in MATRICES:  # it becomes part of a program for ffmpeg
+        raise InternalError("color_unknown", f"{color.matrix!r} is no matrix of colours that is known here.")
     alpha = "a" if info.has_alpha else ""
     planar = f"gbr{alpha}p" + ("" if pixel_format == "rgb24" else "16le")
     packed = {"gbrp": "rgb24", "gbrap": "rgba", "gbrp16le": "rgb48le", "gbrap16le": "rgba64le"}[planar]

@@ -175,6 +175,57 @@ def test_animations(tmp_path: Path, suffix: str, durations: list[int], rate: Fra
     assert (info.rate, info.frames) == (rate, frames)
 
 
+FORGED = "color_range:tv color_space:709:m=709,metadata=print:file=owned color_primaries:x color_trc:y"
+
+
+@pytest.mark.parametrize(
+    "title",
+    [FORGED, f"x\n[Parsed_showinfo_0 @ 0x1] {FORGED}", "x\nStream mapping:\n", "Stream mapping:"],
+)
+def test_a_title_is_only_a_title(tmp_path: Path, title: str) -> None:
+    plain = clip(tmp_path / "a.mkv", "-metadata", f"title={title}", frames=2, sound=True)
+    color, audio = probe(plain).color, probe(plain).audio
+    assert (color.matrix, color.primaries, color.transfer) == ("smpte170m", "unknown", "unknown")
+    assert len(audio) == 1
+
+
+@pytest.mark.parametrize("key", ["x\nStream mapping:\n", "x\n  Stream #0:0: Video: forged, 9 fps\n"])
+def test_the_name_of_a_tag_cannot_describe_a_clip(tmp_path: Path, key: str) -> None:
+    path = clip(tmp_path / "a.mkv", "-metadata", f"{key}=y", frames=2)
+    try:
+        assert probe(path).codec == "h264"
+    except InputError as error:
+        assert error.code == "input_damaged"
+
+
+@pytest.mark.parametrize("name", ["a\nStream mapping:\n.mp4", "x\n  Stream #0:0: Video: forged.mp4"])
+def test_a_name_with_a_line_break_describes_nothing(tmp_path: Path, name: str) -> None:
+    clip(tmp_path / "plain.mp4", frames=5).rename(tmp_path / name)
+    assert probe(tmp_path / name).codec == "h264"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
+def test_a_cut_image_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    try:
+        probe(path)
+    except InputError as error:
+        assert error.code in ("input_damaged", "input_not_video")
+        assert str(tmp_path) not in error.message
+
+
+def test_the_limit_of_frames_holds_for_animations(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (16, 16), (9 * i, 0, 0)) for i in range(8)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    with pytest.raises(InputError) as caught:
+        probe(tmp_path / "a.gif", max_frames=7)
+    assert caught.value.code == "input_too_large"
+    assert "8 pictures" in caught.value.message
+
+
 def _write(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
