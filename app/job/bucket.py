@@ -192,7 +192,7 @@ def _send(
         max_concurrency=PARTS_AT_ONCE,
         preferred_transfer_client="classic",
     )
-    sent = _Sent()
+    sent = Sent()
     with transfer.create_transfer_manager(client, config) as manager:
         told = transfer.ProgressCallbackInvoker(sent.add)
         future = manager.upload(str(path), bucket, key, extra_args=extra, subscribers=[told])
@@ -203,7 +203,7 @@ def _send(
     on_bytes(sent.news())
 
 
-class _Sent:
+class Sent:
     """Bytes that several threads send. A try that failed is taken back, and comes again: `news` tells
     only what is more than ever before."""
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import ConfigError, JobStopped, SeedpodError, UnavailableError
-from app.job.bucket import PART, Bucket, bucket_of
+from app.job.bucket import PART, Bucket, Sent, bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from tests.job.s3_server import NAME, Proxy, S3Server
 
@@ -100,6 +100,15 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(s3: S3Server, tmp_path:
             assert response.read() == data
         assert proxy.faults == []
     assert sum(told) == len(data) and min(told) >= 0  # what is sent again is not told of again
+
+
+def test_bytes_taken_back_are_not_told_of_again() -> None:
+    sent = Sent()
+    told = []
+    for amount in (100, -100, 60, 60):
+        sent.add(amount)
+        told.append(sent.news())
+    assert told == [100, 0, 0, 20]
 
 
 def test_a_server_that_keeps_failing_is_an_error_and_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:
