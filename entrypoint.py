@@ -200,6 +200,14 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
         from app.job.run import Limits, look, plan_restore, run_restore
 
         limits = Limits(settings.max_pixels, settings.max_frames)
+        if options.sheet:
+            if request.codec == "png":
+                raise UsageError(
+                    "sheet_refused", "A sheet shows clips and images; --codec png makes neither."
+                )
+            from app.video.sheet import check_sheet
+
+            check_sheet(options.sheet, [options.input, options.output])
         job = plan_restore(request, look(options.input, limits), options.output, limits)
         staged = chain.stage_files(settings, manifest, selection, hashes, progress)
         models = chain.load_models(settings, manifest, selection, staged, progress)

@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     source_seconds: float = Field(
         default=900, gt=0, description="Longest that a source may take to download, in seconds."
     )
+    source_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(80, 443, 8080, 8443), description="Ports that a source URL may name, comma-separated."
+    )
     source_private: bool = Field(
         default=False,
         description="Whether source URLs may lead to this machine and to private networks. Leave it off "
@@ -156,6 +159,11 @@ class Settings(BaseSettings):
     @classmethod
     def _paths(cls, value: Any) -> Any:
         return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("source_ports", mode="before")
+    @classmethod
+    def _ports(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("models", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -205,6 +206,34 @@ def test_a_sheet_shows_before_and_after(
         assert sheet.height > 3 * 64
 
 
+@pytest.mark.parametrize(
+    ("sheet", "status", "code"),
+    [
+        ("in.png", 64, "sheet_refused"),
+        ("out.png", 64, "sheet_refused"),
+        ("sheet.jpg", 64, "sheet_refused"),
+        ("nowhere/sheet.png", 74, "sheet_write_failed"),
+    ],
+)
+def test_a_sheet_never_takes_the_place_of_a_clip(
+    sheet: str, status: int, code: str, nano_volume: Path, seedpod: Seedpod, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    before = (tmp_path / "in.png").read_bytes()
+    run = ("run", "restore", tmp_path / "in.png", "-o", tmp_path / "out.png", "--sheet", tmp_path / sheet)
+    found, _, err = seedpod(*run, SEEDPOD_ROOTS=nano_volume)
+    assert found == status
+    assert code in err
+    assert (tmp_path / "in.png").read_bytes() == before
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_sigterm_cleans_up_as_ctrl_c_does(nano_volume: Path, tmp_path: Path) -> None:
+    interrupted(nano_volume, tmp_path, signal.SIGTERM, 143)
+
+
 def test_several_models_and_none_named(
     nano_volume: Path, short_clip: Path, seedpod: Seedpod, tmp_path: Path
 ) -> None:
@@ -223,11 +252,12 @@ def test_several_models_and_none_named(
     assert json.loads(out)["model"] == "other"
 
 
-def test_interrupting_leaves_nothing(nano_volume: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"SEEDPOD_ROOTS": str(nano_volume), "SEEDPOD_CACHE": str(tmp_path / "cache")}
+def interrupted(volume: Path, folder: Path, number: signal.Signals, expected: int) -> None:
+    """A restoration that a signal ends leaves nothing, and says so with its exit status."""
+    environment = os.environ | {"SEEDPOD_ROOTS": str(volume), "SEEDPOD_CACHE": str(folder / "cache")}
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "entrypoint.py"), "run", "restore",
-         str(REPOSITORY / "examples" / "clip.mp4"), "-o", str(tmp_path / "out.mp4")],
+         str(REPOSITORY / "examples" / "clip.mp4"), "-o", str(folder / "out.mp4")],
         env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -235,10 +265,14 @@ def test_interrupting_leaves_nothing(nano_volume: Path, tmp_path: Path) -> None:
         if line.startswith("find cuts"):
             break
     time.sleep(1.0)
-    process.send_signal(2)
-    assert process.wait(20) == 130
+    process.send_signal(number)
+    assert process.wait(30) == expected
     assert "interrupted" in process.stderr.read()
-    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+    assert [path.name for path in folder.iterdir() if path.name != "cache"] == []
+
+
+def test_interrupting_leaves_nothing(nano_volume: Path, tmp_path: Path) -> None:
+    interrupted(nano_volume, tmp_path, signal.SIGINT, 130)
 
 
 def test_the_settings_table_is_complete() -> None:

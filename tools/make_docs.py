@@ -99,7 +99,7 @@ def _default(field: FieldInfo) -> str:
     if value is None or value == () or field.is_required():
         return ""
     if isinstance(value, tuple):
-        value = ":".join(map(str, value))
+        value = ("," if isinstance(value[0], int) else ":").join(map(str, value))
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -57,7 +57,12 @@ def make_context(settings: Settings, models: Mapping[str, Loaded], scratch: Path
     return Context(
         models=models,
         limits=Limits(settings.max_pixels, settings.max_frames),
-        source=SourceLimits(settings.source_bytes, settings.source_seconds, settings.source_private),
+        source=SourceLimits(
+            settings.source_bytes,
+            settings.source_seconds,
+            settings.source_private,
+            frozenset(settings.source_ports),
+        ),
         input_root=settings.input,
         delivery=DeliverySettings(bucket, settings.output, settings.inline_bytes),
         scratch=scratch,
@@ -94,7 +99,12 @@ def handle(
         begin = time.perf_counter()
         made = _packed(Path(result.path))
         progress.start("deliver", made.stat().st_size, "B")
-        delivered = deliver(made, job_id, context.delivery, progress.advance)
+
+        def on_bytes(count: int) -> None:
+            on_step()  # a delivery, too, can be stopped
+            progress.advance(count)
+
+        delivered = deliver(made, job_id, context.delivery, on_bytes)
         progress.finish()
         seconds["deliver"] = time.perf_counter() - begin
         return _answer(result, delivered, seconds)

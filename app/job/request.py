@@ -76,7 +76,7 @@ class RestoreRequest(BaseModel):
     )
     rate: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.01,
         le=240,
         description="Frames per second of the result. Unset: the source's, exactly.",
     )

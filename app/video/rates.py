@@ -38,10 +38,13 @@ def standard_rate(average: float) -> Fraction:
     return next((rate for rate in STANDARD_RATES if rate >= average * (1 - _SAME)), STANDARD_RATES[-1])
 
 
+SLOWEST = Fraction(1, 1001)
+
+
 def exact_rate(rate: float) -> Fraction:
-    """The rate a person means: 29.97 is 30000/1001, 23.98 is 24000/1001, 12.5 is 25/2."""
+    """The rate a person means: 29.97 is 30000/1001, 23.98 is 24000/1001, 12.5 is 25/2; at least SLOWEST."""
     near = (standard for standard in STANDARD_RATES if abs(float(standard) / rate - 1) < _SPOKEN)
-    return next(near, Fraction(rate).limit_denominator(1001))
+    return next(near, max(Fraction(rate).limit_denominator(1001), SLOWEST))
 
 
 def is_constant(nominal: Fraction, average: float) -> bool:

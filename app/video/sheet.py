@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import FileError
+from app.errors import FileError, UsageError
 from app.video.probe import ClipInfo, probe
 from app.video.read import read_frames
 
@@ -27,7 +29,7 @@ def write_sheet(path: Path, columns: Sequence[tuple[str, Path]], rows: int = ROW
         rows: Moments, evenly spaced over the clips.
 
     Raises:
-        InputError: A clip cannot be read. FileError: `sheet_write_failed`.
+        InputError: A clip cannot be read. FileError: `sheet_write_failed`; the old picture then stays.
     """
     from PIL import Image, ImageDraw
 
@@ -45,13 +47,35 @@ def write_sheet(path: Path, columns: Sequence[tuple[str, Path]], rows: int = ROW
         for row, picture in enumerate(_pictures(info, moments)):
             placed = picture.resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(placed, (left, CAPTION + MARGIN // 2 + row * (height + MARGIN)))
+    temporary = path.with_name(f".{secrets.token_hex(6)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
+        sheet.save(temporary, format="PNG")
+        temporary.replace(path)
     except OSError as error:
         raise FileError(
-            "sheet_write_failed", f"The sheet {path} cannot be written: {error.strerror or error}."
+            "sheet_write_failed", f"The sheet {path.name} cannot be written: {error.strerror or error}."
         ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_sheet(path: Path, protected: Sequence[Path]) -> None:
+    """Whether a sheet may be written to `path`, before any work is done.
+
+    Raises:
+        UsageError: `sheet_refused`: it is one of `protected`, or not a PNG's name. FileError:
+            `sheet_write_failed`: its folder is not there or may not be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError("sheet_refused", f"The sheet {path.name} ends in {path.suffix!r}; expected .png.")
+    if any(path.resolve() == other.resolve() for other in protected):
+        raise UsageError("sheet_refused", f"The sheet {path.name} is the source or the result; name another.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise FileError(
+            "sheet_write_failed",
+            f"The sheet {path.name} cannot be written: its folder is not there or may not be written; name "
+            "another.",
+        )
 
 
 def _pictures(info: ClipInfo, moments: Sequence[float]) -> Iterator[Image]:

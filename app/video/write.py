@@ -220,7 +220,9 @@ class _PngFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = _temporary(path)
+        # Beside a folder that is yet to be made; inside one that is there, which may be a mount or a link.
+        self._inside = path.is_dir()
+        self._temporary = _temporary(path / "frames" if self._inside else path)
         self._count = 0
 
     def open(self) -> None:
@@ -231,7 +233,11 @@ class _PngFolder:
         _save_image(self._temporary / f"{self._count:06d}.png", picture, ".png")
 
     def finish(self) -> None:
-        self._temporary.replace(self._path)
+        if not self._inside:
+            self._temporary.replace(self._path)
+            return
+        for frame in self._temporary.iterdir():
+            frame.replace(self._path / frame.name)
 
     def close(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -340,6 +346,16 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
 def _check_place(path: Path, *, folder: bool = False) -> None:
     """Whether `path` can be written, before any work is done."""
     parent = path.parent
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+        raise FileError(
+            "output_unwritable",
+            f"{path.name[:80]!r} cannot be written: {getattr(error, 'strerror', None) or error}; choose "
+            "another name.",
+        ) from None
     if not parent.is_dir():
         raise FileError(
             "output_folder_missing",
@@ -351,10 +367,11 @@ def _check_place(path: Path, *, folder: bool = False) -> None:
         )
     if not folder and path.is_dir():
         raise FileError("output_is_folder", f"{path.name} is a folder; expected a file's name: add one.")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    where = path if folder and path.is_dir() else parent
+    if not os.access(where, os.W_OK | os.X_OK):
         raise FileError(
             "output_unwritable",
-            f"The folder {parent.name!r} for {path.name} may not be written by this user: choose another.",
+            f"The folder {where.name!r} for {path.name} may not be written by this user: choose another.",
         )
 
 
