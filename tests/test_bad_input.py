@@ -396,7 +396,7 @@ def test_the_source_is_never_the_output(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dance"], ["run"], ["run", "restore"], ["fetch"], ["convert", "nano", "--dtype", "int8"]],
+    [["dance"], ["run"], ["run", "restore"], ["fetch"], ["convert", "nano", "--dtype", "int8"]],
 )
 def test_a_command_line_that_makes_no_sense(arguments: list[str], seedpod: Seedpod) -> None:
     refused(seedpod(*arguments), 64, "usage", "--help")
