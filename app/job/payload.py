@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from app.errors import UsageError
-from app.job.request import RestoreRequest, parse
+from app.job.request import RestoreRequest, parse, told
 from app.job.source import Media
 
 
 class RestorePayload(RestoreRequest):
     """Restore a clip or an image: a job's `input`."""
+
+    # JSON says what is a number; text is read as one only on the command line, which has nothing else.
+    model_config = ConfigDict(strict=True)
 
     task: Literal["restore"] = Field(description="The task.")
     source: Media = Field(
@@ -37,10 +40,8 @@ def validate(payload: Any) -> RestorePayload:
         UsageError: `request_invalid`, naming every field that is wrong.
     """
     if not isinstance(payload, Mapping):
-        raise UsageError(
-            "request_invalid", f"input is {str(payload)[:80]!r}; expected an object with a task."
-        )
+        raise UsageError("request_invalid", f"input is {told(payload)}; expected an object with a task.")
     task = payload.get("task")
     if not isinstance(task, str) or task not in PAYLOADS:
-        raise UsageError("request_invalid", f"task is {str(task)[:80]!r}; it may be {', '.join(PAYLOADS)}.")
+        raise UsageError("request_invalid", f"task is {told(task)}; it may be {', '.join(PAYLOADS)}.")
     return parse(PAYLOADS[task], payload)

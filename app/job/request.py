@@ -8,12 +8,14 @@ checked where it is known.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby, islice
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import UsageError
 
+MOST = 20  # wrong fields that a message names
 Codec = Literal["h264", "hevc10", "h264_10", "lossless", "png"]
 
 
@@ -119,17 +121,32 @@ def parse(request: type[Request], values: Mapping[str, Any]) -> Request:
 
 def _sentences(request: type[BaseModel], error: ValidationError) -> list[str]:
     sentences = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"])
+    problems = error.errors(include_url=False)
+    for problem in problems[:MOST]:
+        name = ".".join(str(part) for part, _ in groupby(problem["loc"]))  # source.url, of source.url.url
         reason = problem["msg"].removeprefix("Value error, ")
         reason = reason[:1].lower() + reason[1:]
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(request.model_fields)
-            sentences.append(f"{name} is not a field of this request; fields: {known}.")
+            known = f"; fields: {', '.join(request.model_fields)}" if len(problem["loc"]) == 1 else ""
+            sentences.append(f"{name[:200]} is not a field of this request{known}.")
         elif not name:
             sentences.append(f"{reason[:1].upper()}{reason[1:]}.")
         else:
             field = request.model_fields.get(str(problem["loc"][0]))
             meaning = f" {name}: {field.description}" if field else ""
-            sentences.append(f"{name} is {str(problem['input'])[:200]!r}: {reason}.{meaning}")
+            sentences.append(f"{name} is {told(problem['input'])}: {reason}.{meaning}")
+    if len(problems) > MOST:
+        sentences.append(f"And {len(problems) - MOST:,} more.")
     return sentences
+
+
+def told(value: Any) -> str:
+    """A value of a request as a message may repeat it. What may be a secret, as a signed link is, or is
+    long, is only described."""
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)} ({', '.join(str(name)[:20] for name in islice(value, 8))})"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, str) and (len(value) > 80 or any(mark in value for mark in ("://", "@", "?"))):
+        return f"a text of {len(value):,} characters"
+    return repr(value)[:82]

@@ -1,7 +1,8 @@
 import pytest
 
 from app.errors import UsageError
-from app.job.request import RestoreRequest, parse
+from app.job.payload import RestorePayload
+from app.job.request import RestoreRequest, parse, told
 
 
 def test_text_from_a_command_line_is_understood() -> None:
@@ -50,6 +51,54 @@ def test_every_wrong_field_is_named_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         parse(RestoreRequest, {"steps": 0, "window": 1, "nonsense": True})
     assert all(name in caught.value.message for name in ("steps", "window", "nonsense"))
+
+
+SIGNED = "https://me:hunter2@bucket.example/clip.mp4?X-Amz-Signature=5ec2e7"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        SIGNED,
+        {"link": SIGNED},
+        {"url": SIGNED + "x" * 9000},
+        {"url": SIGNED, "path": "a.mp4"},
+        {"url": [SIGNED]},
+        [SIGNED],
+        "bucket.example/clip.mp4?X-Amz-Signature=5ec2e7",
+        "me:hunter2@bucket.example",
+    ],
+)
+def test_no_secret_of_a_source_is_repeated(source: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(RestorePayload, {"task": "restore", "source": source})
+    for secret in ("hunter2", "5ec2e7", "X-Amz"):
+        assert secret not in caught.value.message
+    assert caught.value.message.startswith("source")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (512.5, "512.5"),
+        ("512", "'512'"),
+        (True, "True"),
+        (None, "None"),
+        ([1, 2], "a list of 2"),
+        ({"a": 1}, "an object of 1 (a)"),
+        ("x" * 81, "a text of 81 characters"),
+        (10**200, "1" + "0" * 81),
+    ],
+)
+def test_how_a_value_is_told(value: object, shown: str) -> None:
+    assert told(value) == shown
+
+
+def test_a_message_stays_readable_however_much_is_wrong() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(RestoreRequest, {f"field{number}": 0 for number in range(5000)})
+    assert caught.value.message.endswith("And 4,980 more.")
+    assert len(caught.value.message) < 20_000
 
 
 def test_every_field_is_described() -> None:
