@@ -197,7 +197,8 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
         hashes = chain.hash_record(settings)
         chain.check(settings, manifest, selection, hashes, progress).require_ok()
 
-        from app.job.run import Limits, look, plan_restore, run_restore
+        from app.job.restore import look, plan_restore, run_restore
+        from app.job.result import Limits
 
         limits = Limits(settings.max_pixels, settings.max_frames)
         if options.sheet:

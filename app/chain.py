@@ -164,6 +164,7 @@ class Loaded:
     """A model that is ready, and how long its loading took."""
 
     name: str
+    task: str
     pipeline: Any
     seconds: float
 
@@ -190,7 +191,7 @@ def load_models(
             for part, found in parts.items()
         }
         pipeline = load_model(manifest.models[name], sources, placement, settings.readers, progress)
-        loaded[name] = Loaded(name, pipeline, time.perf_counter() - begin)
+        loaded[name] = Loaded(name, manifest.models[name].task, pipeline, time.perf_counter() - begin)
     for copy in staged.values():
         if copy.nbytes:  # a copy that was there before belongs to somebody else
             unstage(copy)

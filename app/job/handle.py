@@ -1,6 +1,6 @@
 """A job of the API, from its payload to where its result is:
 
-    validate -> fetch source -> plan -> restore -> deliver
+    validate -> fetch source -> plan -> run -> deliver
 
 Everything it makes lies in a folder of its own, which is gone when it ends. Knows nothing of queues.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from app.errors import UnavailableError, UsageError
 from app.job.bucket import bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.payload import RestorePayload, validate
-from app.job.run import Limits, RestoreJob, Result, look, plan_restore, run_restore
-from app.job.source import SourceLimits, fetch_source
+from app.job.restore import RestoreJob, RestoreResult, look, plan_restore, run_restore
+from app.job.result import Limits, Result
+from app.job.source import Media, SourceLimits, fetch_source
 from app.models.seedvr2.windowed import SHORTEST
 from app.progress import Progress
 from app.settings import Settings
@@ -69,92 +71,123 @@ def make_context(settings: Settings, models: Mapping[str, Loaded], scratch: Path
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """A job at work: the model that does it, its own folder, and whom it tells of its progress.
+
+    `on_step` is called between steps and may raise to stop; `emit` takes pieces of the result's stream.
+    """
+
+    context: Context
+    loaded: Loaded
+    folder: Path
+    progress: Progress
+    on_step: Callable[[], None]
+    emit: Callable[[Mapping[str, Any]], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def fetch(self, media: Media) -> Path:
+        """The file of a source, in the job's folder or the mounted input folder."""
+        with self.timed("fetch"):
+            self.progress.start("fetch", None, "B")
+            path = fetch_source(
+                media, self.folder, self.context.source, self.context.input_root, self.on_step
+            )
+            self.progress.finish()
+        return path
+
+    def deliver(self, job_id: str, made: Path) -> Mapping[str, Any]:
+        """Take a file to where results go; returns where it is."""
+
+        def on_bytes(count: int) -> None:
+            self.on_step()  # a delivery, too, can be stopped
+            self.progress.advance(count)
+
+        with self.timed("deliver"):
+            packed = _packed(made)
+            self.progress.start("deliver", packed.stat().st_size, "B")
+            delivered = deliver(packed, job_id, self.context.delivery, on_bytes)
+            self.progress.finish()
+        return delivered
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - begin
+
+
 def handle(
     context: Context,
     job_id: str,
     payload: Mapping[str, Any],
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
+    emit: Callable[[Mapping[str, Any]], None] = lambda piece: None,
 ) -> dict[str, Any]:
     """Do one job; returns its result for its caller.
 
-    `on_step` is called between steps and may raise to stop.
+    `on_step` is called between steps and may raise to stop. `emit` takes pieces of the result's stream.
 
     Raises:
         SeedpodError: What went wrong, for the caller's eyes; `out_of_memory` when a second try with half the
         window failed, too.
     """
     request = validate(payload)
-    loaded = _model(context, request.model)
+    loaded = _model(context, request.task, request.model)
     folder = context.scratch / f"{FOLDER}{job_id}"  # by its id, so that the next worker can remove it
     folder.mkdir(mode=0o700)
+    work = Work(context, loaded, folder, progress, on_step, emit)
     try:
-        seconds = {}
-        begin = time.perf_counter()
-        progress.start("fetch", None, "B")
-        source = fetch_source(request.source, folder, context.source, context.input_root, on_step)
-        progress.finish()
-        seconds["fetch"] = time.perf_counter() - begin
-        result = _restore(context, loaded, request, source, folder, progress, on_step)
-        begin = time.perf_counter()
-        made = _packed(Path(result.path))
-        progress.start("deliver", made.stat().st_size, "B")
-
-        def on_bytes(count: int) -> None:
-            on_step()  # a delivery, too, can be stopped
-            progress.advance(count)
-
-        delivered = deliver(made, job_id, context.delivery, on_bytes)
-        progress.finish()
-        seconds["deliver"] = time.perf_counter() - begin
-        return _answer(result, delivered, seconds)
+        result = TASKS[request.task](work, request)
+        return _answer(result, work.deliver(job_id, Path(result.path)), work.seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _model(context: Context, name: str | None) -> Loaded:
-    """The model named, or the only one."""
-    if name is None and len(context.models) == 1:
-        return next(iter(context.models.values()))
-    if name is None or name not in context.models:
+def _model(context: Context, task: str, name: str | None) -> Loaded:
+    """The model named, or the only one of the task."""
+    able = {known: loaded for known, loaded in context.models.items() if loaded.task == task}
+    if name is None and len(able) == 1:
+        return next(iter(able.values()))
+    if name is None or name not in able:
         asked = "no model was named" if name is None else f"model is {name!r}"
-        raise UsageError(
-            "model_not_served", f"{asked}; this worker serves {', '.join(context.models)}: name one of them."
-        )
-    return context.models[name]
+        served = f"serves {', '.join(able)} for {task}" if able else f"serves no model that does {task}"
+        raise UsageError("model_not_served", f"{asked}; this worker {served}: name one that it serves.")
+    return able[name]
 
 
-def _restore(
-    context: Context,
-    loaded: Loaded,
-    request: RestorePayload,
-    source: Path,
-    folder: Path,
-    progress: Progress,
-    on_step: Callable[[], None],
-) -> Result:
+# ------------------------------------------------------------------ the tasks
+
+
+def _restore(work: Work, request: RestorePayload) -> Result:
     """Restore, and once more with half the window where memory runs out."""
-    job = _plan(context, request, source, folder)
+    source = work.fetch(request.source)
+    job = _plan(work, request, source)
+    loaded = work.loaded
     try:
-        return run_restore(loaded.pipeline, loaded.name, job, progress, on_step)
+        return run_restore(loaded.pipeline, loaded.name, job, work.progress, work.on_step)
     except UnavailableError as error:
         if error.code != "out_of_memory":
             raise
     _drop_caches()  # outside of the handler: the error holds on to what ran out of memory
     window = max(SHORTEST, request.window // 2)
-    job = _plan(context, request.model_copy(update={"window": window}), source, folder)
-    result = run_restore(loaded.pipeline, loaded.name, job, progress, on_step)
+    job = _plan(work, request.model_copy(update={"window": window}), source)
+    result = run_restore(loaded.pipeline, loaded.name, job, work.progress, work.on_step)
     note = f"Memory ran out with a window of {request.window}; this was made with one of {window}."
-    return Result(**{**result.to_dict(), "notes": (*result.notes, note)})
+    return RestoreResult(**{**result.to_dict(), "notes": (*result.notes, note)})
 
 
-def _plan(context: Context, request: RestorePayload, source: Path, folder: Path) -> RestoreJob:
-    info = look(source, context.limits)
+def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
+    info = look(source, work.context.limits)
     suffix = "" if request.codec == "png" else f".{request.container}"
     if info.is_image:
         suffix = f".{request.picture}"
-    check_delivery(None, context.delivery)
-    return plan_restore(request, info, folder / f"result{suffix}", context.limits)
+    check_delivery(None, work.context.delivery)
+    return plan_restore(request, info, work.folder / f"result{suffix}", work.context.limits)
+
+
+TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore}
 
 
 def _drop_caches() -> None:

@@ -162,7 +162,7 @@ def jobs_of(boot: Boot) -> Callable[[str, Mapping[str, Any], Reporter], Mapping[
         context = boot.wait(reporter.check)
         from app.job.handle import handle
 
-        return handle(context, job_id, payload, reporter, reporter.check)
+        return handle(context, job_id, payload, reporter, reporter.check, reporter.emit)
 
     return run
 

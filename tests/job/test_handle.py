@@ -16,11 +16,11 @@ from PIL import Image
 
 from app.chain import Loaded
 from app.errors import SeedpodError, UnavailableError
-from app.job import run as run_module
+from app.job import restore as restore_module
 from app.job.deliver import DeliverySettings
 from app.job.handle import Context, handle
 from app.job.payload import validate
-from app.job.run import Limits, out_of_memory
+from app.job.result import Limits, out_of_memory
 from app.job.source import SourceLimits
 from app.progress import Silent
 from app.video.probe import probe
@@ -32,7 +32,7 @@ def context(tmp_path: Path) -> Context:
     for name in ("in", "out", "scratch"):
         (tmp_path / name).mkdir()
     return Context(
-        models={"nano": Loaded("nano", restorer(), 0.0)},
+        models={"nano": Loaded("nano", "restore", restorer(), 0.0)},
         limits=Limits(1 << 20, 1000),
         source=SourceLimits(10_000_000, 10),
         input_root=tmp_path / "in",
@@ -80,7 +80,7 @@ def test_frames_come_as_an_archive(context: Context, short_clip: Path) -> None:
 def memory_runs_out(monkeypatch: pytest.MonkeyPatch, windows: set[int]) -> list[int]:
     """The device runs out of memory whenever the transformer is given one of these windows."""
     tried = []
-    real = run_module._restored
+    real = restore_module._restored
 
     def restored(pipeline: Any, job: Any, *rest: Any) -> Any:
         tried.append(job.options.window)
@@ -88,7 +88,7 @@ def memory_runs_out(monkeypatch: pytest.MonkeyPatch, windows: set[int]) -> list[
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         yield from real(pipeline, job, *rest)
 
-    monkeypatch.setattr(run_module, "_restored", restored)
+    monkeypatch.setattr(restore_module, "_restored", restored)
     return tried
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from app.errors import InputError, SeedpodError, UsageError
 from app.job.request import RestoreRequest
-from app.job.run import Limits, Result, look, plan_restore, run_restore
+from app.job.restore import RestoreResult, look, plan_restore, run_restore
+from app.job.result import Limits
 from app.progress import Silent
 from app.video.probe import probe
 from app.video.read import read_frames
@@ -34,7 +35,7 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 def restore(
     source: Path, output: Path, on_step: Callable[[], None] = lambda: None, **fields: object
-) -> Result:
+) -> RestoreResult:
     request = RestoreRequest.model_validate(fields)
     job = plan_restore(request, look(source, LIMITS), output, LIMITS)
     return run_restore(restorer(), "nano", job, Silent(), on_step)
@@ -171,7 +172,7 @@ def memory_of(source: Path, output: Path) -> tuple[float, list[float]]:
     code = """
 import resource, sys
 from pathlib import Path
-from tests.job.test_run import restore
+from tests.job.test_restore import restore
 resident = []
 def look():
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -1,4 +1,4 @@
-"""The job runner: decode -> model -> encode, as a stream, and what came of it.
+"""The restore task: decode -> model -> encode, as a stream, and what came of it.
 
 Knows of clips and pipelines; nothing of servers, downloads or manifests.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from app.errors import InputError, UnavailableError, UsageError
 from app.job.request import RestoreRequest
+from app.job.result import Limits, Result, out_of_memory
 from app.models.seedvr2.restore import RestoreOptions, Restorer
 from app.progress import Progress
 from app.timing import Stopwatch
@@ -36,34 +37,12 @@ SOURCE_PIXELS = 4  # a source may have this many times the pixels that a result 
 Writer = VideoWriter | ImageWriter
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a job may ask for at most: pixels of a frame of the result, frames of the source."""
+@dataclass(frozen=True, kw_only=True)
+class RestoreResult(Result):
+    """What restoring made; `sound` says whether the source's was carried over."""
 
-    pixels: int
-    frames: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job made, as its caller gets it. `seconds` per step; steps of a stream overlap no other."""
-
-    path: str
-    model: str
-    width: int
-    height: int
-    frames: int
     shots: int
-    rate: str
     sound: bool
-    seed: int
-    bytes: int
-    seconds: dict[str, float]
-    total_seconds: float
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -115,7 +94,7 @@ def run_restore(
     job: RestoreJob,
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
-) -> Result:
+) -> RestoreResult:
     """Restore a clip or image.
 
     `on_step` is called between steps and may raise to stop. Whatever is raised, nothing partial is left.
@@ -148,7 +127,7 @@ def run_restore(
     height, width = output_size(job.options)
     progress.finish(f"{len(shots)} shot{'s' if len(shots) > 1 else ''}, {width}x{height}")
     path = job.writer.path
-    return Result(
+    return RestoreResult(
         path=str(path),
         model=model,
         width=width,
@@ -252,13 +231,3 @@ def _told_out_of_memory(job: RestoreJob) -> Iterator[None]:
             "latents does not fit the memory of this machine; ask for a smaller size or a shorter window, or "
             "use a larger GPU.",
         ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a device or on the host."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
