@@ -124,7 +124,7 @@ def fetch(options: argparse.Namespace, settings: Settings) -> int:
     manifest = read_manifest(settings.manifest)
     select_models(manifest, options.models, settings.roots)
     with shown_progress() as progress:
-        fetched = chain.fetch_missing(settings, manifest, options.models, progress)
+        fetched = chain.fetch_missing(settings, manifest, options.models, progress, optional=options.optional)
     for path in fetched:
         print(path)
     if not fetched:
@@ -290,6 +290,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("fetch", help="download what models lack", description=fetch.__doc__)
     sub.add_argument("models", nargs="+", metavar="MODEL")
+    sub.add_argument("--optional", action="store_true", help="also parts that the models can do without")
     sub.set_defaults(command=fetch)
 
     sub = commands.add_parser(

@@ -58,15 +58,21 @@ def choose_model(settings: Settings, manifest: Manifest, task: str, name: str | 
 
 
 def fetch_missing(
-    settings: Settings, manifest: Manifest, names: Sequence[str], progress: Progress
+    settings: Settings,
+    manifest: Manifest,
+    names: Sequence[str],
+    progress: Progress,
+    *,
+    optional: bool = False,
 ) -> list[Path]:
-    """Download every file that the models lack into the first root that can be written."""
+    """Download every file that the models lack into the first root that can be written, with `optional`
+    also what they can do without."""
     from app.boot.fetch import fetch
 
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     missing: dict[str, FileEntry] = {
         place.entry.name: place.entry
-        for parts in locate_all(manifest, names, settings.roots).values()
+        for parts in locate_all(manifest, names, settings.roots, every=optional).values()
         for place in parts.values()
         if isinstance(place, Missing)
     }

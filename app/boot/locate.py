@@ -66,18 +66,27 @@ Located = Mapping[str, Mapping[str, Found | Missing]]  # model -> part -> what w
 
 
 def locate(
-    manifest: Manifest, model: ModelEntry, roots: Sequence[Path], nearby: Nearby | None = None
+    manifest: Manifest,
+    model: ModelEntry,
+    roots: Sequence[Path],
+    nearby: Nearby | None = None,
+    *,
+    every: bool = False,
 ) -> Mapping[str, Found | Missing]:
-    """What plays each part of `model`. Several models share one `nearby`, so the roots are searched for
-    misplaced files once."""
+    """What plays each part of `model`. Of its optional parts those that are there, or with `every` all.
+    Several models share one `nearby`, so the roots are searched for misplaced files once."""
     nearby = nearby or Nearby(roots)
-    return {part: _locate_part(manifest, name, roots, nearby) for part, name in model.parts.items()}
+    parts = {part: _locate_part(manifest, name, roots, nearby) for part, name in model.parts.items()}
+    optional = {part: _locate_part(manifest, name, roots, nearby) for part, name in model.optional.items()}
+    return parts | {part: place for part, place in optional.items() if every or isinstance(place, Found)}
 
 
-def locate_all(manifest: Manifest, models: Sequence[str], roots: Sequence[Path]) -> Located:
+def locate_all(
+    manifest: Manifest, models: Sequence[str], roots: Sequence[Path], *, every: bool = False
+) -> Located:
     """`locate` for each of the models named."""
     nearby = Nearby(roots)
-    return {name: locate(manifest, manifest.models[name], roots, nearby) for name in models}
+    return {name: locate(manifest, manifest.models[name], roots, nearby, every=every) for name in models}
 
 
 def locate_file(entry: FileEntry, roots: Sequence[Path]) -> Found | Missing:

@@ -53,13 +53,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A set of files that does one task; `parts` maps a part (dit, vae, ...) to a file's name."""
+    """A set of files that does one task; `parts` maps a part (dit, vae, ...) to a file's name.
+
+    `optional` maps parts that the model does without, for all but some of its jobs.
+    """
 
     name: str
     task: Task
     family: str
     variant: str | None
     parts: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,15 @@ class _ModelTable(_Table):
     family: str
     variant: str | None = None
     parts: Annotated[dict[str, str], Field(min_length=1)]
+    optional: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if both := self.parts.keys() & self.optional.keys():
+            raise PydanticCustomError(
+                "half", "names {part} among its parts and as optional; expected it once", {"part": min(both)}
+            )
+        return self
 
 
 class _Top(_Table):
@@ -196,7 +209,7 @@ def _file_entry(name: str, table: _FileTable) -> FileEntry:
 
 
 def _model_entry(name: str, table: _ModelTable) -> ModelEntry:
-    return ModelEntry(name, table.task, table.family, table.variant, table.parts)
+    return ModelEntry(name, table.task, table.family, table.variant, table.parts, table.optional)
 
 
 # ------------------------------------------------------------------ reading, and where things stand
@@ -341,9 +354,10 @@ def _unknown_files(
         for name, (source, table) in files.items()
         for other in table.alternatives
     ] + [
-        (source.at("model", name, "parts", part), other)
+        (source.at("model", name, kind, part), other)
         for name, (source, model) in models.items()
-        for part, other in model.parts.items()
+        for kind, parts in (("parts", model.parts), ("optional", model.optional))
+        for part, other in parts.items()
     ]
     for where, name in named:
         if name not in files:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -166,8 +166,17 @@ def verify(
             for use, file in (((name, part), files[_key(place)]) for part, place in parts.items())
         ),
         _lacking(selection.incomplete),
-        tuple(notes),
+        (*notes, *_does_without(manifest, selection.located)),
     )
+
+
+def _does_without(manifest: Manifest, located: Located) -> Iterator[str]:
+    """A sentence for each optional part that no file plays."""
+    for name, parts in located.items():
+        for part, file in manifest.models[name].optional.items():
+            if part not in parts:
+                path = manifest.files[file].path
+                yield f"{name} does without its optional {part}: {path} is not there."
 
 
 _Use = tuple[str, str]  # model, part

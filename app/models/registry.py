@@ -28,6 +28,7 @@ class Family:
 
     task: str
     parts: tuple[str, ...]
+    optional: tuple[str, ...]
     contents: Callable[[str | None, str, TensorIndex], list[str]]
     loader: Callable[[], Loader]  # imports torch when called
 
@@ -39,7 +40,7 @@ def _seedvr2_loader() -> Loader:
 
 
 FAMILIES = {
-    "seedvr2": Family("restore", seedvr2_parts.PARTS, seedvr2_parts.contents, _seedvr2_loader),
+    "seedvr2": Family("restore", seedvr2_parts.PARTS, (), seedvr2_parts.contents, _seedvr2_loader),
 }
 
 
@@ -65,6 +66,12 @@ def family(model: ModelEntry) -> Family:
             "model_parts_wrong",
             f"model {model.name} has the parts {', '.join(model.parts)}; family {model.family} needs "
             f"{', '.join(known.parts)}.",
+        )
+    if strange := set(model.optional) - set(known.optional):
+        raise ConfigError(
+            "model_parts_wrong",
+            f"model {model.name} has the optional part {min(strange)}; family {model.family} knows "
+            f"{', '.join(known.optional) or 'none'}.",
         )
     return known
 

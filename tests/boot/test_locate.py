@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,14 @@ def test_the_search_is_bounded(roots: list[Path]) -> None:
     sparse(roots[1] / "later/many.pth", 1)
     nearby = Nearby(roots)
     assert nearby.named("deep.pth") == nearby.named("many.pth") == ()
+
+
+def test_an_optional_part_is_there_or_left_out(manifest: Manifest, roots: list[Path]) -> None:
+    model = replace(manifest.models["seedvr2-3b"], optional={"pose": "neg_emb.pt"})
+    assert "pose" not in locate(manifest, model, roots)
+    assert isinstance(locate(manifest, model, roots, every=True)["pose"], Missing)
+    put(roots[0], manifest, "neg_emb.pt")
+    pose = found(locate(manifest, model, roots)["pose"])
+    assert pose.path.name == "neg_emb.pt"
+        found(locate(manifest, model, roots)["pose"]).path == roots[0] / "SeedVR/ckpts/SeedVR2-3B/neg_emb.pt"
+    )

@@ -207,3 +207,17 @@ def test_a_manifest_that_is_not_text(tmp_path: Path) -> None:
 def test_the_builtin_manifest_is_at_the_repository_root() -> None:
     assert BUILTIN.name == "models.toml"
     assert (BUILTIN.parent / "pyproject.toml").exists()
+
+
+def test_a_part_is_optional_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    files = '[file.a]\npath = "a"\nformat = "torch"\n'
+    model = '[model.m]\ntask = "generate"\nfamily = "wan"\nparts = {t5 = "a"}\noptional = {%s = "%s"}\n'
+    path.write_text(files + model % ("pose", "a"))
+    assert read_manifest([path]).models["m"].optional == {"pose": "a"}
+    path.write_text(files + model % ("t5", "a"))
+    with pytest.raises(ConfigError, match="names t5 among its parts and as optional"):
+        read_manifest([path])
+    path.write_text(files + model % ("pose", "b"))
+    with pytest.raises(ConfigError, match=r"optional.pose names 'b', which no manifest lists"):
+        read_manifest([path])

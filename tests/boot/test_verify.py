@@ -522,3 +522,16 @@ def test_a_master_without_a_hash_that_was_replaced_is_noticed(unhashed: Check, c
         assert unhashed("m", read=real_safetensors).ok
     else:
         assert unhashed.one("m", read=real_safetensors).code == "checkpoint_converted_stale"
+
+
+def test_an_optional_part_that_is_not_there_is_no_problem(root: Path) -> None:
+    manifest = read_manifest()
+    optional = {"pose": "UniAnimate-Wan2.1-14B-Lora-12000.ckpt"}
+    models = {"seedvr2-7b": replace(manifest.models["seedvr2-7b"], optional=optional)}
+    put_models(root, manifest, "seedvr2-7b")
+    report = Check(replace(manifest, models=models), root)("seedvr2-7b")
+    assert report.ok
+    assert report.notes == (
+        "seedvr2-7b does without its optional pose: checkpoints/UniAnimate-Wan2.1-14B-Lora-12000.ckpt is not "
+        "there.",
+    )
