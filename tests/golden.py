@@ -22,12 +22,15 @@ from app.models.seedvr2.config import DiTConfig
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
+from app.models.wan.umt5 import UMT5Encoder
+from app.models.wan.umt5_config import UMT5Config
 from app.video import color
 from app.video.frames import preprocess_original
 from tests import seeded
 
 LIMIT = 1e-4
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
+INPUTS = {"ids", "mask"}  # tensors that a file holds beside its outputs, read with the metadata
 
 Meta = dict[str, Any]
 Outputs = Iterator[tuple[str, Tensor]]  # (name of the stored output, ours)
@@ -102,6 +105,11 @@ def _pixels(meta: Meta) -> Outputs:
     yield "adain", color.adain(content, style)
 
 
+def _umt5(meta: Meta) -> Outputs:
+    model = draw(UMT5Encoder(UMT5Config.from_original(meta["config"])), meta["salt"])
+    yield "out", model(meta["ids"], meta["mask"])
+
+
 def _layout(meta: Meta) -> Callable[[Meta], Outputs]:
     if "configs" in meta:
         return _sampler
@@ -111,6 +119,8 @@ def _layout(meta: Meta) -> Callable[[Meta], Outputs]:
         return _dit
     if "spatial_downsample_factor" in meta.get("config", {}):
         return _vae
+    if "encoder_layers" in meta.get("config", {}):
+        return _umt5
     raise ValueError(f"the metadata ({', '.join(sorted(meta))}) is of no known layout")
 
 
@@ -128,7 +138,8 @@ def evaluate(path: Path) -> dict[str, float]:
     meta = read_metadata(path)
     errors = {}
     with safe_open(path, "pt") as file, torch.inference_mode():
-        left = set(file.keys())
+        left = set(file.keys()) - INPUTS
+        meta |= {name: file.get_tensor(name) for name in INPUTS & set(file.keys())}
         for name, ours in _layout(meta)(meta):
             stored = file.get_tensor(name)
             if ours.shape != stored.shape:
