@@ -52,6 +52,11 @@ class Settings(BaseSettings):
         description="Where files marked `stage` are copied: auto tries /dev/shm, then /tmp, then leaves "
         "them in place; shm and tmp allow only that folder; off never copies.",
     )
+    keep_staged: bool = Field(
+        default=False,
+        description="Whether staged copies stay when the models that read them are loaded: for containers "
+        "that share a /dev/shm or /tmp, and for parts that are read again. Off: their room is given back.",
+    )
     fetch: Literal["missing", "never"] = Field(
         default="never",
         description="missing: download what is missing of the models in SEEDPOD_MODELS at boot.",
@@ -125,6 +130,17 @@ class Settings(BaseSettings):
     )
     bucket: str | None = Field(
         default=None, description="Name of the bucket, where BUCKET_ENDPOINT_URL does not hold it."
+    )
+    bucket_region: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9-]{1,60}$",
+        description="Region of the bucket. Unset: the one that the host names, else us-east-1.",
+    )
+    bucket_link_seconds: int = Field(
+        default=7 * 24 * 3600,
+        ge=60,
+        le=7 * 24 * 3600,
+        description="How long a link to a result in the bucket holds, in seconds; seven days is the most.",
     )
     bucket_prefix: str = Field(default="", description="What the keys of results in the bucket begin with.")
     bucket_endpoint_url: str | None = Field(

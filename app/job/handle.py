@@ -20,10 +20,12 @@ import torch
 
 from app.chain import Loaded
 from app.errors import UnavailableError, UsageError
+from app.job.archive import pack
 from app.job.bucket import bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
+from app.job.fits import least_bytes, stopped_by_growth
 from app.job.payload import RestorePayload, validate
-from app.job.restore import RestoreJob, RestoreResult, look, plan_restore, run_restore
+from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
 from app.models.seedvr2.windowed import SHORTEST
@@ -54,7 +56,8 @@ def make_context(settings: Settings, models: Mapping[str, Loaded], scratch: Path
     """
     bucket = bucket_of(
         settings.bucket_endpoint_url, settings.bucket_access_key_id, settings.bucket_secret_access_key,
-        name=settings.bucket, prefix=settings.bucket_prefix,
+        name=settings.bucket, region=settings.bucket_region, prefix=settings.bucket_prefix,
+        link_seconds=settings.bucket_link_seconds,
     )  # fmt: skip
     return Context(
         models=models,
@@ -104,7 +107,7 @@ class Work:
             self.progress.advance(count)
 
         with self.timed("deliver"):
-            packed = _packed(made)
+            packed = pack(made, self.on_step) if made.is_dir() else made
             self.progress.start("deliver", packed.stat().st_size, "B")
             delivered = deliver(packed, job_id, self.context.delivery, on_bytes)
             self.progress.finish()
@@ -135,6 +138,7 @@ def handle(
     """
     request = validate(payload)
     loaded = _model(context, request.task, request.model)
+    check_delivery(1, context.delivery)
     folder = context.scratch / f"{FOLDER}{job_id}"  # by its id, so that the next worker can remove it
     folder.mkdir(mode=0o700)
     work = Work(context, loaded, folder, progress, on_step, emit)
@@ -165,15 +169,21 @@ def _restore(work: Work, request: RestorePayload) -> Result:
     source = work.fetch(request.source)
     job = _plan(work, request, source)
     loaded = work.loaded
+    on_step = stopped_by_growth(work.folder, work.context.delivery, work.on_step)
+
+    def on_count(frames: int) -> None:
+        height, width = output_size(job.options)
+        check_delivery(least_bytes(job.writer.path.suffix, frames, height, width), work.context.delivery)
+
     try:
-        return run_restore(loaded.pipeline, loaded.name, job, work.progress, work.on_step)
+        return run_restore(loaded.pipeline, loaded.name, job, work.progress, on_step, on_count)
     except UnavailableError as error:
         if error.code != "out_of_memory":
             raise
     _drop_caches()  # outside of the handler: the error holds on to what ran out of memory
     window = max(SHORTEST, request.window // 2)
     job = _plan(work, request.model_copy(update={"window": window}), source)
-    result = run_restore(loaded.pipeline, loaded.name, job, work.progress, work.on_step)
+    result = run_restore(loaded.pipeline, loaded.name, job, work.progress, on_step)
     note = f"Memory ran out with a window of {request.window}; this was made with one of {window}."
     return RestoreResult(**{**result.to_dict(), "notes": (*result.notes, note)})
 
@@ -183,7 +193,6 @@ def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
     suffix = "" if request.codec == "png" else f".{request.container}"
     if info.is_image:
         suffix = f".{request.picture}"
-    check_delivery(None, work.context.delivery)
     return plan_restore(request, info, work.folder / f"result{suffix}", work.context.limits)
 
 
@@ -193,13 +202,6 @@ TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore}
 def _drop_caches() -> None:
     gc.collect()
     torch.cuda.empty_cache()  # does nothing before CUDA is first used
-
-
-def _packed(path: Path) -> Path:
-    """A file to deliver: a folder of frames goes into one archive."""
-    if not path.is_dir():
-        return path
-    return Path(shutil.make_archive(str(path), "zip", path))
 
 
 def _answer(result: Result, delivered: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:

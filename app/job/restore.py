@@ -94,10 +94,12 @@ def run_restore(
     job: RestoreJob,
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
+    on_count: Callable[[int], None] = lambda frames: None,
 ) -> RestoreResult:
     """Restore a clip or image.
 
-    `on_step` is called between steps and may raise to stop. Whatever is raised, nothing partial is left.
+    `on_step` is called between steps and may raise to stop; so may `on_count`, which is told how many frames
+    the result will have before any is restored. Whatever is raised, nothing partial is left.
 
     Raises:
         InputError: The source is damaged. FileError: The output cannot be written.
@@ -113,6 +115,7 @@ def run_restore(
             f"{job.info.path.name} has {shots[-1].stop:,} frames, and the limit is {job.most_frames:,}; cut "
             "it, or raise SEEDPOD_MAX_FRAMES.",
         )
+    on_count(shots[-1].stop)
     progress.start("restore", shots[-1].stop, "frames")
     with (
         job.writer as writer,

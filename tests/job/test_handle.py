@@ -16,13 +16,15 @@ from PIL import Image
 
 from app.chain import Loaded
 from app.errors import SeedpodError, UnavailableError
+from app.job import handle as handle_module
 from app.job import restore as restore_module
 from app.job.deliver import DeliverySettings
-from app.job.handle import Context, handle
+from app.job.handle import Context, handle, make_context
 from app.job.payload import validate
 from app.job.result import Limits, out_of_memory
 from app.job.source import SourceLimits
 from app.progress import Silent
+from app.settings import load_settings
 from app.video.probe import probe
 from tests.models.nano import restorer
 
@@ -77,6 +79,60 @@ def test_frames_come_as_an_archive(context: Context, short_clip: Path) -> None:
         assert len(archive.namelist()) == 10
 
 
+def test_frames_are_the_same_archive_every_time(context: Context, short_clip: Path) -> None:
+    answers = [do(context, {"source": source(short_clip), "codec": "png"}, job_id) for job_id in ("j1", "j2")]
+    assert answers[0]["result"]["sha256"] == answers[1]["result"]["sha256"]
+
+
+def restored_frames(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the frames that are restored."""
+    counted: list[int] = []
+    real = restore_module._restored
+
+    def restored(*arguments: Any) -> Any:
+        for frame in real(*arguments):
+            counted.append(1)
+            yield frame
+
+    monkeypatch.setattr(restore_module, "_restored", restored)
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("inline", "asked", "before"),
+    [
+        (0, {}, "fetched"),  # nothing can be sent inside the answer: not even the source is fetched
+        (1000, {"codec": "png"}, "restored"),  # ten pictures cannot be that small
+        (40, {"codec": "lossless"}, "restored"),
+    ],
+)
+def test_what_cannot_be_delivered_is_refused_before_the_work(
+    inline: int, asked: dict[str, Any], before: str, context: Context, short_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    counted = restored_frames(monkeypatch)
+    if before == "fetched":
+        monkeypatch.setattr(handle_module, "fetch_source", lambda *_: pytest.fail("it was fetched"))
+    small = replace(context, delivery=DeliverySettings(inline_bytes=inline))
+    with pytest.raises(SeedpodError) as caught:
+        do(small, {"source": source(short_clip), **asked})
+    assert caught.value.code == "deliver_too_large"
+    assert counted == []
+
+
+def test_what_grows_too_large_is_not_made_to_its_end(
+    context: Context, short_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise as PNG, of which only the first pictures fit."""
+    monkeypatch.setattr("app.job.fits.EVERY", 0.0)
+    counted = restored_frames(monkeypatch)
+    small = replace(context, delivery=DeliverySettings(inline_bytes=10_000))
+    with pytest.raises(SeedpodError) as caught:
+        do(small, {"source": source(short_clip), "codec": "png", "scale": 2, "window": 5})
+    assert caught.value.code == "deliver_too_large"
+    assert len(counted) < 10
+
+
 def memory_runs_out(monkeypatch: pytest.MonkeyPatch, windows: set[int]) -> list[int]:
     """The device runs out of memory whenever the transformer is given one of these windows."""
     tried = []
@@ -119,6 +175,24 @@ def test_what_counts_as_out_of_memory() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
     )
     assert not out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_the_bucket_that_the_settings_mean(tmp_path: Path) -> None:
+    environ = {
+        "BUCKET_ENDPOINT_URL": "https://s3.eu-west-1.amazonaws.com/clips",
+        "BUCKET_ACCESS_KEY_ID": "key",
+        "BUCKET_SECRET_ACCESS_KEY": "secret",
+    }
+    asked = {"SEEDPOD_BUCKET_REGION": "eu-central-2", "SEEDPOD_BUCKET_LINK_SECONDS": "600"}
+    told = []
+    for settings in (environ, environ | asked):
+        bucket = make_context(load_settings(settings), {}, tmp_path).delivery.bucket
+        assert bucket
+        told.append((bucket.region, bucket.link_seconds))
+    assert told == [("eu-west-1", 604_800), ("eu-central-2", 600)]
+    for wrong in ({"SEEDPOD_BUCKET_LINK_SECONDS": "604801"}, {"SEEDPOD_BUCKET_REGION": "eu central"}):
+        with pytest.raises(SeedpodError, match=next(iter(wrong))):
+            load_settings(wrong)
 
 
 @pytest.mark.parametrize(
