@@ -24,6 +24,8 @@ from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
 from app.models.wan.umt5 import UMT5Encoder
 from app.models.wan.umt5_config import UMT5Config
+from app.models.wan.vae import WanVAE
+from app.models.wan.vae_config import VAEConfig as WanVAEConfig
 from app.video import color
 from app.video.frames import preprocess_original
 from tests import seeded
@@ -93,6 +95,23 @@ def _vae(meta: Meta) -> Outputs:
         yield f"dec{i}", model.decode(mean)
 
 
+def _wan_vae(meta: Meta) -> Outputs:
+    config = WanVAEConfig.from_original(meta["config"])
+    model = draw(WanVAE(config), meta["salt"])
+    for i, case in enumerate(meta["cases"]):
+        x = seeded.randn(case["x"], 1, 3, case["t"], case["h"], case["w"]).clamp(-1, 1)
+        # The original leaves out the last frames of a clip that has not 4 k + 1 of them.
+        z = model.encode(x[:, :, : case["t"] - (case["t"] - 1) % 4])
+        yield f"z{i}", z
+        yield f"y{i}", model.decode(z)
+    # The metadata gives the blocks, but not the size of their latents.
+    stream, (height, width) = meta["stream"], meta["shapes"]["stream"][3:]
+    size = height // config.spatial_factor, width // config.spatial_factor
+    z = seeded.randn(stream["z"], 1, config.z_dim, sum(stream["blocks"]), *size)
+    state = model.new_state()
+    yield "stream", torch.cat([model.decode(block, state) for block in z.split(stream["blocks"], dim=2)], 2)
+
+
 def _pixels(meta: Meta) -> Outputs:
     for i, case in enumerate(meta["cases"]):
         x = torch.sigmoid(seeded.randn(case["x"], case["t"], 3, case["h"], case["w"]))
@@ -121,6 +140,8 @@ def _layout(meta: Meta) -> Callable[[Meta], Outputs]:
         return _vae
     if "encoder_layers" in meta.get("config", {}):
         return _umt5
+    if "temperal_downsample" in meta.get("config", {}):
+        return _wan_vae
     raise ValueError(f"the metadata ({', '.join(sorted(meta))}) is of no known layout")
 
 
@@ -138,6 +159,7 @@ def evaluate(path: Path) -> dict[str, float]:
     meta = read_metadata(path)
     errors = {}
     with safe_open(path, "pt") as file, torch.inference_mode():
+        meta["shapes"] = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         left = set(file.keys()) - INPUTS
         meta |= {name: file.get_tensor(name) for name in INPUTS & set(file.keys())}
         for name, ours in _layout(meta)(meta):

@@ -55,9 +55,9 @@ class CausalState:
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution whose output frame depends on its own and earlier input frames only.
 
-    Before the first frame of a clip stand copies of it. Between slices the last kernel - stride frames
-    are kept: the next window begins there as long as every slice gives a whole number of strides (the
-    first slice one frame more).
+    Before the first frame of a clip stand copies of it or, with `zeros`, frames of zeros. Between slices
+    the last kernel - stride frames are kept: the next window begins there as long as every slice gives a
+    whole number of strides (the first slice one frame more).
 
     margin: rows of zeros below each frame and columns of zeros to its right, beside the usual padding.
     """
@@ -71,10 +71,12 @@ class CausalConv3d(nn.Conv3d):
         stride: int | tuple[int, int, int] = 1,
         padding: int = 0,
         margin: int = 0,
+        zeros: bool = False,
     ) -> None:
         super().__init__(width, out, kernel, stride)
         self.border = (0, padding, padding)
         self.margin = margin
+        self.zeros = zeros
         self.past = self.kernel_size[0] - 1
 
     def forward(self, x: Tensor, state: CausalState | None = None) -> Tensor:
@@ -104,16 +106,24 @@ class CausalConv3d(nn.Conv3d):
 
     def over(self, window: Tensor, state: CausalState | None = None) -> Tensor:
         """The convolution of a window; its past is filled in here, from the slices before or, at the start
-        of a clip, with the first frame."""
+        of a clip, with the first frame or zeros."""
         tail = state.tail(self) if state is not None else None
         begin = 0 if tail is None else self.past - tail.shape[2]
-        window[:, :, begin : self.past] = window[:, :, self.past : self.past + 1] if tail is None else tail
+        if tail is not None:
+            window[:, :, begin : self.past] = tail
+        elif self.zeros:
+            window[:, :, : self.past] = 0
+        else:
+            window[:, :, : self.past] = window[:, :, self.past : self.past + 1]
         if state is not None and self.past:
             kept = window[:, :, self.stride[0] - self.kernel_size[0] :]
             state.keep(self, (kept[:, :, :0] if state.ending else kept).clone())
         if tail is None and window.shape[2] == self.past + 1:
-            # An image, or a clip's first latent: every tap sees the same frame, so the taps add up to one.
-            weight = self.weight.sum(2, keepdim=True, dtype=torch.float32).to(self.weight.dtype)
+            # An image, or a clip's first latent: one tap, for the others see zeros or the same frame.
+            if self.zeros:
+                weight = self.weight[:, :, -1:]
+            else:
+                weight = self.weight.sum(2, keepdim=True, dtype=torch.float32).to(self.weight.dtype)
             return convolve(window[:, :, self.past :], weight, self.bias, self.stride, self.border)
         return convolve(window[:, :, begin:], self.weight, self.bias, self.stride, self.border)
 

@@ -10,27 +10,31 @@ from torch import Tensor
 from app.nn.causal_conv import CausalConv3d, CausalState
 from tests.seeded import randn
 
-# kernel, stride, padding, margin: every kind the video autoencoders have.
+# kernel, stride, padding, margin, zeros: every kind the video autoencoders have.
 KINDS = [
-    ((3, 3, 3), (1, 1, 1), 1, 0),
-    ((3, 3, 3), (2, 2, 2), 0, 1),
-    ((1, 3, 3), (1, 2, 2), 0, 1),
-    ((1, 1, 1), (1, 1, 1), 0, 0),
-    ((3, 1, 1), (2, 1, 1), 0, 0),
-    ((4, 3, 3), (1, 1, 1), 1, 0),
+    ((3, 3, 3), (1, 1, 1), 1, 0, False),
+    ((3, 3, 3), (2, 2, 2), 0, 1, False),
+    ((1, 3, 3), (1, 2, 2), 0, 1, False),
+    ((1, 1, 1), (1, 1, 1), 0, 0, False),
+    ((3, 1, 1), (2, 1, 1), 0, 0, False),
+    ((4, 3, 3), (1, 1, 1), 1, 0, False),
+    ((3, 3, 3), (1, 1, 1), 1, 0, True),
+    ((3, 1, 1), (1, 1, 1), 0, 0, True),
 ]
 
 
 def make(kind, batch: int, frames: int) -> tuple[CausalConv3d, Tensor]:
-    kernel, stride, padding, margin = kind
-    conv = CausalConv3d(5, 7, kernel, stride=stride, padding=padding, margin=margin).requires_grad_(False)
+    kernel, stride, padding, margin, zeros = kind
+    conv = CausalConv3d(5, 7, kernel, stride=stride, padding=padding, margin=margin, zeros=zeros)
+    conv.requires_grad_(False)
     conv.weight.copy_(randn("conv", *conv.weight.shape) / conv.weight[0].numel() ** 0.5)
     return conv, randn("x", batch, 5, frames, 8, 10)
 
 
 def plain(conv: CausalConv3d, x: Tensor) -> Tensor:
-    """What the layer means: copies of the first frame in front, zeros around, torch's convolution."""
-    x = torch.cat([x[:, :, :1].expand(-1, -1, conv.past, -1, -1), x], dim=2)
+    """What the layer means: frames of copies or zeros in front, a border of zeros, torch's convolution."""
+    before = x[:, :, :1].expand(-1, -1, conv.past, -1, -1)
+    x = torch.cat([torch.zeros_like(before) if conv.zeros else before, x], dim=2)
     x = F.pad(x, (0, conv.margin, 0, conv.margin))
     return F.conv3d(x, conv.weight, conv.bias, conv.stride, conv.border)
 
