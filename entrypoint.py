@@ -210,9 +210,8 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
 
             check_sheet(options.sheet, [options.input, options.output])
         job = plan_restore(request, look(options.input, limits), options.output, limits)
-        staged = chain.stage_files(settings, manifest, selection, hashes, progress)
-        models = chain.load_models(settings, manifest, selection, staged, progress)
-        result = run_restore(models[name].pipeline, name, job, progress)
+        (loaded,) = chain.load_staged(settings, manifest, selection, hashes, progress, progress)
+        result = run_restore(loaded.pipeline, name, job, progress)
         if options.sheet:
             from app.video.sheet import write_sheet
 
@@ -237,7 +236,7 @@ def serve(options: argparse.Namespace, settings: Settings) -> int:
     hosted = settings.runpod_jobs is not None
     logs.setup(settings.log_format, sys.stderr, hosted=hosted, secrets=settings.secrets())
     scratch = scratch_folder(settings)
-    boot = Boot(settings, scratch, Lines(logs.LogStream("app.boot")))
+    boot = Boot(settings, scratch, lambda: Lines(logs.LogStream("app.boot")))
     boot.start()
     stop.then(lambda: give_up(boot))
     lifecycle = Lifecycle(

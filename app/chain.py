@@ -6,7 +6,8 @@ Each takes what the step before gave. `entrypoint.py` reads them off in order. K
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from app.progress import Progress
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from threading import Event
 
     from app.boot.stage import Staged
@@ -121,11 +123,13 @@ def stage_files(
     hashes: HashRecord,
     progress: Progress,
     cancel: Event | None = None,
+    done: Mapping[Path, Staged] | None = None,
 ) -> dict[Path, Staged]:
     """Stage the files that are marked for it, each once: path -> where to read it.
 
     Staging hashes what it copies. What stays in place is hashed here, unless its hash is remembered: no
-    file whose hash is known is loaded without having been compared with it once. `cancel` gives up.
+    file whose hash is known is loaded without having been compared with it once. `done` are files that were
+    staged before, for another model; `cancel` gives up.
 
     Raises:
         ConfigError: A hash is wrong. What `stage` raises.
@@ -135,6 +139,9 @@ def stage_files(
     staged: dict[Path, Staged] = {}
     for place in (place for parts in found_files(selection).values() for place in parts.values()):
         if not place.entry.stage or place.path in staged:
+            continue
+        if done and place.path in done:
+            staged[place.path] = done[place.path]
             continue
         before = place.path.stat()
         made = stage(
@@ -175,30 +182,87 @@ class Loaded:
     seconds: float
 
 
-def load_models(
+def load_staged(
     settings: Settings,
     manifest: Manifest,
     selection: Selection,
+    hashes: HashRecord,
+    staging: Progress,
+    loading: Progress,
+    cancel: Event | None = None,
+    on_staged: Callable[[Staged], None] = lambda copy: None,
+) -> Generator[Loaded]:
+    """Stage and load the models, each as soon as it is ready: while one loads, the next one is staged.
+    Staging begins with the call.
+
+    `on_staged` is told of each file. Copies that this process made are given back once every model that
+    reads them is loaded, unless the settings keep them.
+
+    Raises:
+        What `stage_files` and a model's loader raise. Staging is given up then.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    cancel = cancel or threading.Event()
+    files = found_files(selection)
+    staged: dict[Path, Staged] = {}
+    ahead = ThreadPoolExecutor(1, "stage")
+
+    def stage_model(name: str) -> dict[Path, Staged]:
+        own = Selection({name: selection.located[name]}, {})
+        return stage_files(settings, manifest, own, hashes, staging, cancel, staged)
+
+    def load(first: Future[dict[Path, Staged]]) -> Generator[Loaded]:
+        try:
+            for place, (name, parts) in enumerate(files.items()):
+                for path, copy in first.result().items():
+                    if path not in staged:
+                        staged[path] = copy
+                        on_staged(copy)
+                later = list(files)[place + 1 :]
+                if later:
+                    first = ahead.submit(stage_model, later[0])
+                yield _load(settings, manifest, name, parts, staged, loading)
+                needed = {found.path for other in later for found in files[other].values()}
+                read = {found.path for found in parts.values()}.intersection(staged)
+                _give_back(settings, [staged.pop(path) for path in read - needed])
+        except BaseException:
+            cancel.set()
+            raise
+        finally:
+            ahead.shutdown()
+
+    return load(ahead.submit(stage_model, next(iter(files))))  # at once, not when the first is asked for
+
+
+def _load(
+    settings: Settings,
+    manifest: Manifest,
+    name: str,
+    parts: Mapping[str, Found],
     staged: Mapping[Path, Staged],
     progress: Progress,
-) -> dict[str, Loaded]:
-    """Load the models, one at a time. Copies that this process staged are given back: they are read."""
+) -> Loaded:
     import time
 
-    from app.boot.stage import unstage
     from app.device import place
 
+    begin = time.perf_counter()
+    sources = {
+        part: Source(
+            staged[found.path].path if found.path in staged else found.path, found.entry.format, found.path
+        )
+        for part, found in parts.items()
+    }
+    model = manifest.models[name]
     placement = place(settings.device, settings.dtype)
-    loaded = {}
-    for name, parts in found_files(selection).items():
-        begin = time.perf_counter()
-        sources = {
-            part: Source(staged[found.path].path if found.path in staged else found.path, found.entry.format)
-            for part, found in parts.items()
-        }
-        pipeline = load_model(manifest.models[name], sources, placement, settings.readers, progress)
-        loaded[name] = Loaded(name, manifest.models[name].task, pipeline, time.perf_counter() - begin)
-    for copy in staged.values():
-        if copy.nbytes:  # a copy that was there before belongs to somebody else
+    pipeline = load_model(model, sources, placement, settings.readers, progress)
+    return Loaded(name, model.task, pipeline, time.perf_counter() - begin)
+
+
+def _give_back(settings: Settings, copies: Sequence[Staged]) -> None:
+    from app.boot.stage import unstage
+
+    for copy in copies:
+        if copy.nbytes and not settings.keep_staged:  # one that was there before belongs to somebody else
             unstage(copy)
-    return loaded

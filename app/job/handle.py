@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from app.chain import Loaded
-from app.errors import UnavailableError, UsageError
+from app.errors import UnavailableError
 from app.job.archive import pack
 from app.job.bucket import bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.fits import least_bytes, stopped_by_growth
+from app.job.models import Models
 from app.job.payload import RestorePayload, validate
 from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
@@ -37,10 +38,10 @@ FOLDER = "job-"  # what the folder of a job is called, before its id
 
 @dataclass(frozen=True)
 class Context:
-    """What every job of a worker shares: models by name, limits, where sources and results are, and the
+    """What every job of a worker shares: its models, limits, where sources and results are, and the
     folder in which each job makes its own."""
 
-    models: Mapping[str, Loaded]
+    models: Models
     limits: Limits
     source: SourceLimits
     input_root: Path | None
@@ -48,7 +49,7 @@ class Context:
     scratch: Path
 
 
-def make_context(settings: Settings, models: Mapping[str, Loaded], scratch: Path) -> Context:
+def make_context(settings: Settings, models: Models, scratch: Path) -> Context:
     """The context that the settings ask for.
 
     Raises:
@@ -137,7 +138,8 @@ def handle(
         window failed, too.
     """
     request = validate(payload)
-    loaded = _model(context, request.task, request.model)
+    name = context.models.choose(request.task, request.model)
+    loaded = context.models.wait(name, on_step)
     check_delivery(1, context.delivery)
     folder = context.scratch / f"{FOLDER}{job_id}"  # by its id, so that the next worker can remove it
     folder.mkdir(mode=0o700)
@@ -147,18 +149,6 @@ def handle(
         return _answer(result, work.deliver(job_id, Path(result.path)), work.seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _model(context: Context, task: str, name: str | None) -> Loaded:
-    """The model named, or the only one of the task."""
-    able = {known: loaded for known, loaded in context.models.items() if loaded.task == task}
-    if name is None and len(able) == 1:
-        return next(iter(able.values()))
-    if name is None or name not in able:
-        asked = "no model was named" if name is None else f"model is {name!r}"
-        served = f"serves {', '.join(able)} for {task}" if able else f"serves no model that does {task}"
-        raise UsageError("model_not_served", f"{asked}; this worker {served}: name one that it serves.")
-    return able[name]
 
 
 # ------------------------------------------------------------------ the tasks

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file, staged or in place."""
+    """A checkpoint file, staged or in place.
+
+    `original` is the user's own file: what a part that is read again later falls back on, as staged copies
+    are given back once the model is loaded.
+    """
 
     path: Path
     format: Format
+    original: Path
+
+    def now(self) -> Path:
+        """Where to read it at this moment."""
+        return self.path if self.path.exists() else self.original

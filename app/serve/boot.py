@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +22,13 @@ from app.progress import Progress, amount_text, duration_text
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from app.boot.stage import Staged
     from app.job.handle import Context
     from app.serve.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
-POLL = 0.2  # seconds between two looks of a job that waits for the boot
+POLL = 0.2  # seconds between two looks of a job that waits for the verification
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,17 @@ class Step:
 class Boot:
     """A boot and what came of it: `state` and, where it failed, `reason`."""
 
-    def __init__(self, settings: Settings, scratch: Path, progress: Progress) -> None:
+    def __init__(self, settings: Settings, scratch: Path, progress: Callable[[], Progress]) -> None:
         self.state: Literal["booting", "ready", "failed"] = "booting"
         self.reason: str | None = None
         self.timeline: list[Step] = []
         self.cancel = threading.Event()
         self._settings, self._scratch, self._progress = settings, scratch, progress
-        self._context: Context | None = None
+        self._context: Context | None = None  # from when the models are verified
         self._error: SeedpodError | None = None
         self._begin = time.perf_counter()
         self._end: float | None = None
-        self._done = threading.Event()
+        self._known = threading.Event()  # which models there will be, or that there will be none
 
     @property
     def seconds(self) -> float:
@@ -70,12 +71,13 @@ class Boot:
         threading.Thread(target=self._run, name="boot", daemon=True).start()
 
     def wait(self, check: Callable[[], None] = lambda: None) -> Context:
-        """What jobs share, once the boot is over; `check` is called meanwhile and may raise.
+        """What jobs share, once the files are verified: a job then waits for its own model, and for no
+        other. `check` is called meanwhile and may raise.
 
         Raises:
             SeedpodError: Why the boot failed.
         """
-        while not self._done.wait(POLL):
+        while not self._known.wait(POLL):
             check()
         if self._error is not None:
             raise UnavailableError("boot_failed", self._error.message)
@@ -84,7 +86,7 @@ class Boot:
 
     def _run(self) -> None:
         try:
-            self._context = self._chain()
+            self._chain()
         except SeedpodError as error:
             self._fail(error)
         except Exception as error:
@@ -98,19 +100,22 @@ class Boot:
         for step in sorted(self.timeline, key=lambda step: step.begin):
             log.info("boot: %s", step)
         log.info("boot: %s after %s", self.state, duration_text(self.seconds))
-        self._done.set()
+        self._known.set()
 
     def _fail(self, error: SeedpodError) -> None:
         self._error, self.state, self.reason = error, "failed", error.message
+        self.cancel.set()  # what is still being staged is of no use
+        if self._context is not None:
+            self._context.models.fail(error)
         log.error("boot failed: %s [%s]", error.message, error.code)
 
-    def _chain(self) -> Context:
+    def _chain(self) -> None:
         """settings -> manifest -> locate -> fetch -> verify -> stage -> load, and the imports beside them."""
         from app import chain
         from app.boot.manifest import read_manifest
         from app.boot.verify import select_models
 
-        settings, progress = self._settings, self._progress
+        settings, progress = self._settings, self._progress()
         imports = threading.Thread(target=self._import, name="imports", daemon=True)
         imports.start()
         with self._step("manifest"):
@@ -122,19 +127,26 @@ class Boot:
             selection = select_models(manifest, settings.models, settings.roots)
             hashes = chain.hash_record(settings)
             chain.check(settings, manifest, selection, hashes, progress).require_ok()
-        with self._step("stage"):
-            staged = chain.stage_files(settings, manifest, selection, hashes, progress, self.cancel)
-        self.timeline += [
-            Step(f"staged {copy.source.name}", self._now() - copy.seconds, copy.seconds, copy.nbytes)
-            for copy in staged.values()
-            if copy.nbytes
-        ]
-        imports.join()
-        with self._step("load"):
-            models = chain.load_models(settings, manifest, selection, staged, progress)
+        loading = chain.load_staged(
+            settings, manifest, selection, hashes, progress, self._progress(), self.cancel, self._staged
+        )
         from app.job.handle import make_context
+        from app.job.models import Models
 
-        return make_context(settings, models, self._scratch)
+        models = Models({name: manifest.models[name].task for name in selection.located})
+        self._context = make_context(settings, models, self._scratch)
+        self._known.set()
+        with closing(loading), self._step("stage and load"):
+            for loaded in loading:
+                self.timeline.append(
+                    Step(f"load {loaded.name}", self._now() - loaded.seconds, loaded.seconds)
+                )
+                models.add(loaded)
+
+    def _staged(self, copy: Staged) -> None:
+        if copy.nbytes:
+            begin = self._now() - copy.seconds
+            self.timeline.append(Step(f"stage {copy.source.name}", begin, copy.seconds, copy.nbytes))
 
     def _import(self) -> None:
         with self._step("imports"):

@@ -20,6 +20,7 @@ from app.job import handle as handle_module
 from app.job import restore as restore_module
 from app.job.deliver import DeliverySettings
 from app.job.handle import Context, handle, make_context
+from app.job.models import Models
 from app.job.payload import validate
 from app.job.result import Limits, out_of_memory
 from app.job.source import SourceLimits
@@ -34,7 +35,7 @@ def context(tmp_path: Path) -> Context:
     for name in ("in", "out", "scratch"):
         (tmp_path / name).mkdir()
     return Context(
-        models={"nano": Loaded("nano", "restore", restorer(), 0.0)},
+        models=Models.of(Loaded("nano", "restore", restorer(), 0.0)),
         limits=Limits(1 << 20, 1000),
         source=SourceLimits(10_000_000, 10),
         input_root=tmp_path / "in",
