@@ -22,6 +22,12 @@ from app.models.seedvr2.config import DiTConfig
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
+from app.models.wan.config import TransformerConfig
+from app.models.wan.layout import Conditions, Layout
+from app.models.wan.pose import PoseEmbedder
+from app.models.wan.sampler import FewStep, generate_blocks
+from app.models.wan.schedule import FlowMatch
+from app.models.wan.transformer import Transformer
 from app.models.wan.umt5 import UMT5Encoder
 from app.models.wan.umt5_config import UMT5Config
 from app.models.wan.vae import WanVAE
@@ -112,6 +118,57 @@ def _wan_vae(meta: Meta) -> Outputs:
     yield "stream", torch.cat([model.decode(block, state) for block in z.split(stream["blocks"], dim=2)], 2)
 
 
+def _wan_causal(meta: Meta) -> Outputs:
+    for i, case in enumerate(meta["cases"]):
+        config = TransformerConfig.from_original(case, pose=case["pose"])
+        yield f"lat{i}", _generate(draw(Transformer(config), meta["salt"]), case)
+
+
+def _generate(model: nn.Module, case: Meta) -> Tensor:
+    """The clip of latents (1, frames, 16, h, w), the given ones first."""
+    tag, size = case["tag"], (case["h"], case["w"])
+    given = case["initial_frames"]
+    initial = seeded.randn(f"{tag}/initial", 1, given, 16, *size).transpose(1, 2) if given else None
+    start_noise = seeded.randn(f"{tag}/noise", 1, case["frames"], 16, *size).transpose(1, 2)
+    prompt = seeded.randn(f"{tag}/prompt", 1, case["text_len"], case["text_dim"])
+    prompt[:, case["text_len"] // 2 :] = 0
+    window = case["local_attn_size"]
+    layout = Layout(
+        case["frames"], *size, case["num_frame_per_block"], case["independent_first_frame"],
+        window if window > 0 else given + case["frames"], case["sink_size"],
+    )  # fmt: skip
+    pose = seeded.randn(f"{tag}/pose", 1, 5120, case["frames"], *(side // 2 for side in size))
+    made = layout.blocks(given)[1]
+    calls = iter(range(10**6))
+
+    def noise(block: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        if step == 0:
+            start = sum(made[:block])
+            return start_noise[:, :, start : start + shape[2]]
+        drawn = seeded.randn(f"{tag}/renoise{next(calls)}", shape[2], shape[1], *size)
+        return drawn.transpose(0, 1)[None]
+
+    timesteps = tuple(case["denoising_timesteps"])
+    blocks = generate_blocks(
+        model, layout,
+        Conditions({0: prompt}, initial, pose=pose if case["pose"] else None),
+        noise,
+        FewStep(FlowMatch(case["timestep_shift"]), timesteps, case["context_noise"]),
+    )  # fmt: skip
+    latents = [block.latents for block in blocks]
+    return torch.cat(latents if initial is None else [initial, *latents], dim=2).transpose(1, 2)
+
+
+def _pose(meta: Meta) -> Outputs:
+    case = meta["case"]
+    model = draw(PoseEmbedder(), meta["salt"])
+    height, width = case["h"], case["w"]
+    poses = 255 * torch.sigmoid(seeded.randn(case["dw_tag"], 3, case["frames"], height, width))
+    reference = 255 * torch.sigmoid(seeded.randn(case["ref_tag"], height, width, 3)).permute(2, 0, 1)
+    yield "dwpose_emb", model.frames(poses[None])
+    yield "randomref_emb", model.reference(reference[None])
+
+
 def _pixels(meta: Meta) -> Outputs:
     for i, case in enumerate(meta["cases"]):
         x = torch.sigmoid(seeded.randn(case["x"], case["t"], 3, case["h"], case["w"]))
@@ -142,6 +199,10 @@ def _layout(meta: Meta) -> Callable[[Meta], Outputs]:
         return _umt5
     if "temperal_downsample" in meta.get("config", {}):
         return _wan_vae
+    if "denoising_timesteps" in meta.get("cases", [{}])[0]:
+        return _wan_causal
+    if "dw_tag" in meta.get("case", {}):
+        return _pose
     raise ValueError(f"the metadata ({', '.join(sorted(meta))}) is of no known layout")
 
 
