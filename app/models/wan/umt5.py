@@ -91,7 +91,7 @@ class Positions(nn.Module):
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.buckets, config.heads)
+        self.embedding = _table(config.buckets, config.heads)
 
     def forward(self, buckets: Tensor) -> Tensor:
         """buckets: (tokens, tokens) -> (heads, tokens, tokens)."""
@@ -121,7 +121,7 @@ class UMT5Encoder(nn.Module):
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab, config.dim)
+        self.token_embedding = _table(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = Norm(config.dim)
 
@@ -139,6 +139,11 @@ class UMT5Encoder(nn.Module):
             x = block(x, buckets, unseen)
         out: Tensor = self.norm(x)
         return out.masked_fill(~present[..., None], 0)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding table without values: to draw them on meta costs a second or two of torch's imports."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def _finite(x: Tensor) -> Tensor:
