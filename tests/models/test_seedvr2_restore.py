@@ -9,8 +9,9 @@ from torch import Tensor
 from app.errors import InternalError
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.restore import RestoreOptions, _Work
+from app.models.seedvr2.segment import Span, segment, spans
 from app.models.seedvr2.vae import SCALE
-from app.models.seedvr2.windowed import Span, in_windows, noise, spans
+from app.models.seedvr2.windowed import in_windows, noise
 from app.timing import Stopwatch
 from app.video.frames import Crop, pad_reflect_black, resize, to_unit, unpad
 from tests import seeded
@@ -72,7 +73,8 @@ def test_a_window_seam_is_softer_than_a_hard_switch(seed: int, capsys: pytest.Ca
     switch takes all of (B - A) at once. Single passes are drawn from the transformer's drawn weights; a
     decoder with drawn weights jumps from frame to frame by itself, so the step is taken on latents.
     """
-    run = _Work(restorer(), replace(OPTIONS, seed=seed), 0, 45, lambda: None, Stopwatch()).velocity
+    whole = segment(45, Span(0, 45), OPTIONS.window, restorer().vae.config)
+    run = _Work(restorer(), replace(OPTIONS, seed=seed), 0, whole, lambda: None, Stopwatch()).velocity
     low = seeded.randn(f"seam/{seed}", 12, 6, 8, 16)
     before, after = spans(12, 7)
     at = slice(after.start, before.stop)

@@ -1,37 +1,12 @@
 from collections.abc import Iterator
-from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.models.seedvr2.windowed import OVERLAP, SHORTEST, Span, fade, in_windows, noise, spans
-
-
-@given(st.integers(1, 400), st.integers(SHORTEST, 40))
-def test_windows_share_two_latents_and_are_even(latents: int, longest: int) -> None:
-    windows = spans(latents, longest)
-    assert windows[0].start == 0
-    assert windows[-1].stop == latents
-    lengths = [window.stop - window.start for window in windows]
-    assert max(lengths) <= longest
-    assert max(lengths) - min(lengths) <= 1
-    assert all(a.stop - b.start == OVERLAP for a, b in pairwise(windows))
-
-
-def test_as_few_windows_as_will_do() -> None:
-    assert spans(31, 31) == [Span(0, 31)]
-    assert spans(32, 31) == [Span(0, 17), Span(15, 32)]
-    assert len(spans(31 + 29, 31)) == 2
-    assert len(spans(31 + 29 + 1, 31)) == 3
-
-
-def test_a_window_too_short_to_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 latents is too short; it takes 5"):
-        spans(9, 4)
-    assert spans(3, 4) == [Span(0, 3)]
+from app.models.seedvr2.segment import SHORTEST, Span, spans
+from app.models.seedvr2.windowed import cut, fade, in_windows, noise
 
 
 def test_the_fade_is_a_cosine() -> None:
@@ -91,3 +66,19 @@ def test_noise_belongs_to_its_address() -> None:
     assert abs(whole.mean().item()) < 0.05
     assert abs(whole.std().item() - 1) < 0.05
     assert not torch.equal(whole[0], whole[1])
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.data())
+def test_a_stream_is_cut_wherever_its_parts_end(lengths: list[int], data: st.DataObject) -> None:
+    whole = torch.arange(sum(lengths))
+    skip = data.draw(st.integers(0, len(whole)))
+    count = data.draw(st.integers(0, len(whole) - skip))
+    parts = list(cut(iter(whole.split(lengths)), skip, count))
+    assert torch.equal(torch.cat([whole[:0], *parts]), whole[skip : skip + count])
+    assert all(len(part) for part in parts)
+
+
+def test_nothing_is_asked_for_after_the_cut() -> None:
+    stream = iter([torch.zeros(2), torch.zeros(2), torch.zeros(2)])
+    list(cut(stream, 1, 3))
+    assert len(list(stream)) == 1

@@ -20,8 +20,9 @@ from torch import Tensor
 from app.errors import InternalError
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.dit import DiT, Plan
+from app.models.seedvr2.segment import Segment, Span, segment
 from app.models.seedvr2.vae import SCALE, VideoVAE
-from app.models.seedvr2.windowed import Span, in_windows, noise, spans
+from app.models.seedvr2.windowed import cut, in_windows, noise
 from app.timing import Stopwatch
 from app.video.color import ColorFix, repair
 from app.video.frames import Crop, center_crop16, pad_reflect_black, resize, to_unit, unpad
@@ -79,24 +80,41 @@ class Restorer:
         on_step: Callable[[], None] = _nothing,
         clock: Stopwatch | None = None,
     ) -> Iterator[Tensor]:
-        """Restore one shot.
+        """Restore one shot of `count` frames, which fix the windows; else as `restore_segment`."""
+        whole = segment(count, Span(0, count), options.window, self.vae.config)
+        return self.restore_segment(frames, whole, options, shot, on_step, clock)
+
+    def restore_segment(
+        self,
+        frames: Iterator[Frame],
+        wanted: Segment,
+        options: RestoreOptions,
+        shot: int = 0,
+        on_step: Callable[[], None] = _nothing,
+        clock: Stopwatch | None = None,
+    ) -> Iterator[Tensor]:
+        """Restore a segment of a shot: with the default `slice`, bit for bit what the whole shot gives there.
 
         Args:
-            frames: (h, w, 3) uint8 or uint16, in order.
-            count: Frames of the shot, known beforehand: it fixes the windows.
+            frames: (h, w, 3) uint8 or uint16, in order: `wanted.read` of the shot.
+            wanted: Made with `options.window` and the VAE's configuration.
             options: See `RestoreOptions`.
             shot: Number of the shot in its clip; part of the noise's address.
             on_step: Called before each slice and each step; may raise to stop.
             clock: Gets the seconds of "resize", "encode", "transformer", "decode" and "colour".
 
         Yields:
-            (1, 3, height, width) float32 in [-1, 1], `count` of them, on the CPU; with fit "crop" each
-            side is cut to a multiple of 16.
+            (1, 3, height, width) float32 in [-1, 1], `wanted.made` of the shot, on the CPU; with fit "crop"
+            each side is cut to a multiple of 16.
         """
-        work = _Work(self, options, shot, count, on_step, clock or Stopwatch())
-        latents = work.encoded(work.prepared(frames))
-        windows = spans(self.vae.config.latents_holding(count), options.window)
-        yield from work.finished(work.decoded(in_windows(latents, windows, work.velocity)))
+        work = _Work(self, options, shot, wanted, on_step, clock or Stopwatch())
+        first, last = wanted.windows[0], wanted.windows[-1]
+        latents = cut(
+            work.encoded(work.prepared(frames)), first.start - wanted.encoded.start, last.stop - first.start
+        )
+        restored = in_windows(latents, list(wanted.windows), work.velocity)
+        restored = cut(restored, wanted.decoded.start - first.start, len(wanted.decoded))
+        return work.finished(work.decoded(restored))
 
     @property
     def device(self) -> torch.device:
@@ -108,18 +126,18 @@ class Restorer:
 
 
 class _Work:
-    """The steps of one shot, each a generator over the one before."""
+    """The steps of one segment, each a generator over the one before."""
 
     def __init__(
         self,
         restorer: Restorer,
         options: RestoreOptions,
         shot: int,
-        count: int,
+        segment: Segment,
         on_step: Callable[[], None],
         clock: Stopwatch,
     ) -> None:
-        self.restorer, self.options, self.shot, self.count = restorer, options, shot, count
+        self.restorer, self.options, self.shot, self.segment = restorer, options, shot, segment
         self.on_step, self._clock = on_step, clock
         self.vae, self.dit = restorer.vae, restorer.dit
         self.schedule = sampler.timesteps(options.steps)
@@ -129,31 +147,33 @@ class _Work:
     def prepared(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
         """Frames as the VAE takes them, (1, 3, H, W) in [-1, 1]: resized, fitted, and the last one
         repeated until they fill their latents."""
-        fitted, seen = torch.empty(0), 0
+        read, made = self.segment.read, self.segment.made
+        fitted, number = torch.empty(0), read.start
         for frame in frames:
             with self._timed("resize"):
                 resized = self._resized(frame)
                 fitted = self._fitted(resized)
-            if self.options.color != "none":
+            if self.options.color != "none" and made.start <= number < made.stop:
                 smaller = resized.nbytes < frame.nbytes
                 self.sources.append(resized.cpu() if smaller else frame)
-            seen += 1
+            number += 1
             yield fitted
-        if seen != self.count:
-            raise InternalError("frames_miscounted", f"A shot of {self.count} frames held {seen}.")
-        latents = self.vae.config.latents_holding(self.count)
-        for _ in range(self.vae.config.frames_for(latents) - self.count):
+        if number != read.stop:
+            raise InternalError(
+                "frames_miscounted", f"A shot of {len(read)} frames held {number - read.start}."
+            )
+        for _ in range(self.vae.config.frames_for(len(self.segment.encoded)) - len(read)):
             yield fitted
 
     def encoded(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Frames -> scaled latents (n, H, W, 16) float32, in one causal pass over the shot.
+        """Frames -> scaled latents (n, H, W, 16) float32, in one causal pass over the segment.
 
         Latents are the posterior's mean: the original draws from the posterior, a difference that stays
         within that of two seeds.
         """
         config = self.vae.config
         state = self.vae.new_state()
-        latents = config.latents_holding(self.count)
+        latents = len(self.segment.encoded)
         for start in range(0, latents, self.options.slice):
             self.on_step()
             take = min(self.options.slice, latents - start)
@@ -192,7 +212,7 @@ class _Work:
         """Scaled latents (n, H, W, 16) -> frames (n, 3, H, W) float32: 16-bit results leave 129 levels,
         so that everything after the decoder is float32."""
         state = self.vae.new_state()
-        left = self.vae.config.latents_holding(self.count)
+        left = len(self.segment.decoded)
         for run in latents:
             for start in range(0, len(run), self.options.slice):
                 self.on_step()
@@ -216,10 +236,11 @@ class _Work:
 
     def finished(self, decoded: Iterator[Tensor]) -> Iterator[Tensor]:
         """Frames of the decoder -> the result, one by one; colour repaired against the sources."""
-        left = self.count
-        for frames in decoded:
-            frames = frames[:left]  # the repeated last frame is not part of the shot
-            left -= len(frames)
+        made = self.segment.made
+        # The first of a clip's latents gives the last of the frames that it stands for. What comes before
+        # and after those that are wanted is the past that they need, and the repeated last frame.
+        early = made.start - self.segment.decoded.start * self.vae.config.temporal_factor
+        for frames in cut(decoded, early, len(made)):
             if self.options.fit == "pad":
                 frames = unpad(frames, Crop(self.options.height, self.options.width))
             for i in range(len(frames)):

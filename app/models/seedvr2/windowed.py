@@ -10,42 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-OVERLAP = 2
-SHORTEST = 2 * OVERLAP + 1  # a window must keep a latent that no neighbour sees
-
-
-@dataclass(frozen=True)
-class Span:
-    """A window: latents start to stop of a shot, half open."""
-
-    start: int
-    stop: int
-
-
-def spans(latents: int, longest: int) -> list[Span]:
-    """The windows over a shot of `latents` latents, none longer than `longest`.
-
-    As few as will do, their lengths equal to within one, so that no short window is left at the end.
-
-    Raises:
-        ValueError: `longest` is too short for windows that share `OVERLAP` latents.
-    """
-    if latents <= longest:
-        return [Span(0, latents)]
-    if longest < SHORTEST:
-        raise ValueError(f"a window of {longest} latents is too short; it takes {SHORTEST} or more")
-    count = math.ceil((latents - OVERLAP) / (longest - OVERLAP))
-    # Each window but the last brings this many new latents before the next one begins.
-    starts = [round(i * (latents - OVERLAP) / count) for i in range(count)]
-    return [
-        Span(start, (starts[i + 1] if i + 1 < count else latents - OVERLAP) + OVERLAP)
-        for i, start in enumerate(starts)
-    ]
+from app.models.seedvr2.segment import OVERLAP, Span
+from app.models.seedvr2.segment import SHORTEST as SHORTEST
 
 
 def fade(overlap: int = OVERLAP) -> Tensor:
@@ -60,8 +30,9 @@ def in_windows(
     """Run windows over a stream of latents and join the results.
 
     Args:
-        latents: Tensors (n, H, W, C), n of any size, `windows[-1].stop` latents in all.
-        windows: See `spans`.
+        latents: Tensors (n, H, W, C), n of any size, from the first latent of the first window to the last
+            of the last.
+        windows: Consecutive ones of `segment.spans`.
         run: (T, H, W, C) latents of a window, and where it lies -> (T, H, W, C') result.
 
     Yields:
@@ -85,6 +56,18 @@ def in_windows(
             fresh = following.start - window.start
             tail, held = result[fresh:], held[fresh:]
             yield result[:fresh]
+
+
+def cut(parts: Iterator[Tensor], skip: int, count: int) -> Iterator[Tensor]:
+    """The `count` rows after the first `skip` of a stream of tensors (n, ...); no later part is asked for."""
+    while count:
+        part = next(parts)
+        skipped = min(skip, len(part))
+        skip -= skipped
+        kept = part[skipped : skipped + count]
+        count -= len(kept)
+        if len(kept):
+            yield kept
 
 
 def noise(seed: int, kind: str, shot: int, span: Span, height: int, width: int, channels: int = 16) -> Tensor:
