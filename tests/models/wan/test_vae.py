@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.models.wan.vae import WanVAE
+from app.models.wan.vae import ChannelNorm, Upsample, WanVAE
 from app.models.wan.vae_config import VAEConfig
 from tests.golden import draw
 from tests.seeded import randn
@@ -221,3 +221,25 @@ def test_streams_of_clips_that_cannot_be_encoded(lengths):
     pieces = [clip(9)[:, :, :length] for length in lengths]
     with pytest.raises(ValueError, match="4 k"):
         list(build(NANO).encode_stream(pieces))
+
+
+def test_enlarging_equals_repeating_pixels_and_convolving():
+    up = Upsample(6, time=False).requires_grad_(False)
+    conv = up.resample["1"]
+    x = randn("x", 2, 6, 3, 5, 7)
+    frames = x.transpose(1, 2).flatten(0, 1)
+    plain = torch.nn.functional.interpolate(frames, scale_factor=2, mode="nearest")
+    plain = conv(plain).view(2, 3, 3, 10, 14).transpose(1, 2)
+    assert error(up(x, None), plain) < 1e-6
+
+
+def test_norm_equals_the_definition():
+    norm = ChannelNorm(12, 1, 1, 1).requires_grad_(False)
+    norm.gamma.copy_(randn("gamma", 12, 1, 1, 1))
+    x = randn("x", 2, 12, 3, 5, 7).to(memory_format=torch.channels_last_3d) * 300
+    exact = torch.nn.functional.silu(torch.nn.functional.normalize(x.double(), dim=1) * 12**0.5 * norm.gamma)
+    for dtype, bound in [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)]:
+        low = norm.to(dtype)
+        out = torch.empty_like(x, dtype=dtype)
+        low.silu(x.to(dtype), out)
+        assert error(out, exact) < bound
