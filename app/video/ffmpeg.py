@@ -133,6 +133,15 @@ class Ffmpeg:
             done += count
         return done
 
+    def read_some(self, most: int) -> bytes:
+        """What standard output has, as soon as it has anything, up to `most` bytes; b"" at the end."""
+        stdout = cast(io.FileIO, self._process.stdout)
+        return stdout.read(most) or b""
+
+    def kill(self) -> None:
+        """End the child at once; a write to it fails from then on."""
+        self._process.kill()
+
     def write(self, view: memoryview) -> None:
         """Send all of `view` (bytes) to standard input; BrokenPipeError when ffmpeg has gone."""
         stdin = cast(io.FileIO, self._process.stdin)

@@ -13,7 +13,8 @@ from app.errors import InputError, JobStopped
 from app.job.archive import pack
 from app.job.deliver import DeliverySettings
 from app.job.fits import least_bytes, stopped_by_growth
-from app.video.write import Codec, VideoWriter
+from app.video.encoders import Codec
+from app.video.write import VideoWriter
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (1, 1), (270, 480), (1080, 1920)])

@@ -13,9 +13,10 @@ from PIL import Image
 
 from app.errors import FileError, InternalError, SeedpodError, UsageError
 from app.video import ffmpeg, write
+from app.video.encoders import CODECS, Codec
 from app.video.probe import probe
 from app.video.read import read_frames
-from app.video.write import CODECS, Codec, VideoWriter, write_image
+from app.video.write import VideoWriter, write_image
 from tests.video.clips import clip, make, said
 from tests.video.test_read import children, resident
 
