@@ -29,7 +29,7 @@ from app.job.payload import RestorePayload, validate
 from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
-from app.models.seedvr2.windowed import SHORTEST
+from app.models.seedvr2.segment import SHORTEST
 from app.progress import Progress
 from app.settings import Settings
 
@@ -168,7 +168,7 @@ def _restore(work: Work, request: RestorePayload) -> Result:
     try:
         return run_restore(loaded.pipeline, loaded.name, job, work.progress, on_step, on_count)
     except UnavailableError as error:
-        if error.code != "out_of_memory":
+        if error.code != "out_of_memory" or request.part:  # whose windows must be those of the other parts
             raise
     _drop_caches()  # outside of the handler: the error holds on to what ran out of memory
     window = max(SHORTEST, request.window // 2)
@@ -183,7 +183,7 @@ def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
     suffix = "" if request.codec == "png" else f".{request.container}"
     if info.is_image:
         suffix = f".{request.picture}"
-    return plan_restore(request, info, work.folder / f"result{suffix}", work.context.limits)
+    return plan_restore(request, info, work.folder / f"result{suffix}", work.context.limits, request.part)
 
 
 TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from app.errors import UsageError
-from app.job.request import RestoreRequest, parse, told
+from app.job.request import Part, RestoreRequest, parse, told
 from app.job.source import Media
 
 
@@ -28,6 +28,11 @@ class RestorePayload(RestoreRequest):
     )
     container: Literal["mp4", "mov", "mkv"] = Field(default="mp4", description="Container of a clip.")
     picture: Literal["png", "jpg", "webp"] = Field(default="png", description="Format of an image.")
+    part: Part | None = Field(
+        default=None,
+        description="Set where the source is a part of a longer clip, so that parts that many workers make "
+        "join without a seam. `cuts` then means nothing, and there is no sound.",
+    )
 
 
 PAYLOADS: Mapping[str, type[RestorePayload]] = {"restore": RestorePayload}

@@ -8,7 +8,7 @@ checked where it is known.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -101,6 +101,50 @@ class RestoreRequest(BaseModel):
         if sum(way is not None for way in given) > 1:
             raise ValueError("the size is given in more than one way; give height and/or width, or scale, or "
                              "short_side")  # fmt: skip
+        return self
+
+
+Frame = Annotated[int, Field(ge=0, le=1_000_000_000)]
+
+
+class Part(BaseModel):
+    """Which part of a longer clip a source holds, and which frames the result shall hold: parts that many
+    workers make are then, put together, what one worker would have made.
+
+    Frames are numbered in the whole clip, at the rate of the result.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source_start: Frame = Field(description="The frame of the whole clip that the source begins with.")
+    start: Frame = Field(description="The first frame of the result.")
+    stop: Frame = Field(description="The frame after the last one of the result.")
+    shot: Frame = Field(description="Number of the shot that `start` lies in, from 0.")
+    edges: list[Frame] = Field(
+        min_length=2,
+        max_length=100_000,
+        description="The frames that this shot and each later one begin with, and last the frame after the "
+        "shot that the result ends in.",
+        examples=[[0, 250, 700]],
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Part:
+        if any(b <= a for a, b in pairwise(self.edges)):
+            raise ValueError("edges must rise")
+        if (
+            not self.edges[0] <= self.start < self.edges[1]
+            or not self.edges[-2] < self.stop <= self.edges[-1]
+        ):
+            raise ValueError(
+                f"start {self.start} must lie in the first shot of edges, and the frame before stop "
+                f"{self.stop} in the last"
+            )
+        if not self.source_start <= self.start < self.stop:
+            raise ValueError(
+                f"source_start {self.source_start}, start {self.start} and stop {self.stop} must follow each "
+                "other"
+            )
         return self
 
 

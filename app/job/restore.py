@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.errors import InputError, UnavailableError, UsageError
-from app.job.request import RestoreRequest
+from app.job.request import Part, RestoreRequest
 from app.job.result import Limits, Result, out_of_memory
 from app.models.seedvr2.restore import RestoreOptions, Restorer
+from app.models.seedvr2.segment import Segment, Span, segment, segments
 from app.progress import Progress
 from app.timing import Stopwatch
 from app.video.frames import MULTIPLE, target_size
@@ -30,6 +31,7 @@ from app.video.shots import Shot, find_shots
 from app.video.write import ImageWriter, VideoWriter
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -55,6 +57,7 @@ class RestoreJob:
     options: RestoreOptions
     writer: Writer
     most_frames: int
+    part: Part | None = None
 
 
 def look(source: Path, limits: Limits) -> ClipInfo:
@@ -66,11 +69,15 @@ def look(source: Path, limits: Limits) -> ClipInfo:
     return probe(source, max_frames=limits.frames, max_pixels=SOURCE_PIXELS * limits.pixels)
 
 
-def plan_restore(request: RestoreRequest, info: ClipInfo, output: Path, limits: Limits) -> RestoreJob:
+def plan_restore(
+    request: RestoreRequest, info: ClipInfo, output: Path, limits: Limits, part: Part | None = None
+) -> RestoreJob:
     """Everything that can be refused before any costly work; nothing is written yet.
 
+    `part` says which part of a longer clip the source is.
+
     Raises:
-        UsageError: The size asked for makes no sense, or `output` does not fit the codec.
+        UsageError: The size asked for makes no sense, `output` does not fit the codec, or `part` an image.
         InputError: The result would be beyond the limits.
         FileError: `output` cannot be written.
     """
@@ -78,14 +85,29 @@ def plan_restore(request: RestoreRequest, info: ClipInfo, output: Path, limits: 
     options = restore_options(request, info, limits)
     if output.exists() and info.path.samefile(output):
         raise UsageError("output_is_input", f"{output.name} is the source itself; name another output.")
+    if part is not None:
+        _check_part(part, info, limits)
     if info.is_image:
         return RestoreJob(request, info, rate, options, ImageWriter(output), limits.frames)
     height, width = output_size(options)
-    sound = info.path if info.has_audio else None
+    sound = info.path if info.has_audio and part is None else None
     writer = VideoWriter(
         output, width, height, rate, codec=request.codec, audio_from=sound, crf=request.quality
     )
-    return RestoreJob(request, info, rate, options, writer, limits.frames)
+    return RestoreJob(request, info, rate, options, writer, limits.frames, part)
+
+
+def _check_part(part: Part, info: ClipInfo, limits: Limits) -> None:
+    if info.is_image:
+        raise UsageError(
+            "part_of_image", f"{info.path.name} is an image, which has no parts; leave part out."
+        )
+    if part.edges[-1] - part.edges[0] > limits.frames:
+        raise InputError(
+            "input_too_large",
+            f"The part's shots have {part.edges[-1] - part.edges[0]:,} frames, and the limit is "
+            f"{limits.frames:,}; send fewer shots, or raise SEEDPOD_MAX_FRAMES.",
+        )
 
 
 def run_restore(
@@ -108,37 +130,38 @@ def run_restore(
     clock = Stopwatch()
     notes = list(job.info.notes)
     with clock("find cuts"):
-        shots = _shots(job, progress, notes.append)
-    if shots[-1].stop > job.most_frames:
+        pieces = _segments(job, restorer, progress, notes.append)
+    count = sum(len(piece.made) for piece in pieces)
+    if count > job.most_frames:
         raise InputError(
             "input_too_large",
-            f"{job.info.path.name} has {shots[-1].stop:,} frames, and the limit is {job.most_frames:,}; cut "
+            f"{job.info.path.name} has {count:,} frames, and the limit is {job.most_frames:,}; cut "
             "it, or raise SEEDPOD_MAX_FRAMES.",
         )
-    on_count(shots[-1].stop)
-    progress.start("restore", shots[-1].stop, "frames")
+    on_count(count)
+    progress.start("restore", count, "frames")
     with (
         job.writer as writer,
         torch.inference_mode(),
         _told_out_of_memory(job),
-        closing(_restored(restorer, job, shots, clock, on_step)) as frames,
+        closing(_restored(restorer, job, pieces, clock, on_step)) as frames,
     ):
         for frame in frames:
             with clock("write"):
                 writer.write(frame)
             progress.advance(1)
     height, width = output_size(job.options)
-    progress.finish(f"{len(shots)} shot{'s' if len(shots) > 1 else ''}, {width}x{height}")
+    progress.finish(f"{len(pieces)} shot{'s' if len(pieces) > 1 else ''}, {width}x{height}")
     path = job.writer.path
     return RestoreResult(
         path=str(path),
         model=model,
         width=width,
         height=height,
-        frames=shots[-1].stop,
-        shots=len(shots),
+        frames=count,
+        shots=len(pieces),
         rate=str(job.rate),
-        sound=job.info.has_audio and job.request.codec != "png",
+        sound=job.info.has_audio and job.request.codec != "png" and job.part is None,
         seed=job.request.seed,
         bytes=sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])),
         seconds={step: round(seconds, 3) for step, seconds in clock.seconds.items()},
@@ -193,6 +216,17 @@ def output_size(options: RestoreOptions) -> tuple[int, int]:
     return options.height, options.width
 
 
+def _segments(
+    job: RestoreJob, restorer: Restorer, progress: Progress, warn: Callable[[str], None]
+) -> list[Segment]:
+    """What to restore of each shot: all of it, or what the job's part says."""
+    window, config = job.options.window, restorer.vae.config
+    if job.part is not None:
+        return segments(job.part.start, job.part.stop, job.part.edges, window, config)
+    lengths = [len(shot) for shot in _shots(job, progress, warn)]
+    return [segment(length, Span(0, length), window, config) for length in lengths]
+
+
 def _shots(job: RestoreJob, progress: Progress, warn: Callable[[str], None]) -> list[Shot]:
     """The shots to restore each on its own; with cuts off, the whole clip as one. Damage at the very end
     of a file shows in this pass: the next one stops before it."""
@@ -207,7 +241,7 @@ def _shots(job: RestoreJob, progress: Progress, warn: Callable[[str], None]) -> 
 def _restored(
     restorer: Restorer,
     job: RestoreJob,
-    shots: list[Shot],
+    pieces: list[Segment],
     clock: Stopwatch,
     on_step: Callable[[], None],
 ) -> Generator[Tensor]:
@@ -216,9 +250,31 @@ def _restored(
     read = read_frames(job.info.path, job.info, rate=job.rate, pixel_format=deep)
     with closing(read):  # at once, not when somebody forgets the error that ended this
         frames = clock.around("read", read)
-        for number, shot in enumerate(shots):
-            taken = islice(frames, len(shot))
-            yield from restorer.restore_shot(taken, len(shot), job.options, number, on_step, clock)
+        if job.part is not None:
+            frames = _of_part(frames, job.part, pieces)
+        for number, piece in enumerate(pieces, job.part.shot if job.part else 0):
+            taken = islice(frames, len(piece.read))
+            yield from restorer.restore_segment(taken, piece, job.options, number, on_step, clock)
+
+
+def _of_part(frames: Iterator[NDArray[Any]], part: Part, pieces: list[Segment]) -> Iterator[NDArray[Any]]:
+    """The frames of a part's source from the first that its pieces read on; an error where one is missing."""
+    first, last = part.edges[0] + pieces[0].read.start, part.edges[-2] + pieces[-1].read.stop - 1
+    needed = f"frames {first} to {last} of the clip are needed for {part.start} to {part.stop - 1}"
+    if part.source_start > first:
+        raise InputError(
+            "part_not_in_source",
+            f"The source begins with frame {part.source_start}, and {needed}; send a longer part.",
+        )
+    held = part.source_start
+    for frame in frames:
+        held += 1
+        if held > first:
+            yield frame
+    raise InputError(
+        "part_not_in_source",
+        f"The source ends with frame {held - 1}, and {needed}; send a longer part.",
+    )
 
 
 @contextmanager

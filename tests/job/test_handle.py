@@ -169,6 +169,18 @@ def test_out_of_memory_twice_is_a_coded_error(
     assert "48x32" in caught.value.message
 
 
+def test_a_part_keeps_the_window_of_the_others(
+    context: Context, short_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = memory_runs_out(monkeypatch, {31})
+    part = {"source_start": 0, "start": 2, "stop": 9, "shot": 0, "edges": [0, 10]}
+    with pytest.raises(UnavailableError, match="48x32"):
+        do(context, {"source": source(short_clip), "part": part})
+    assert tried == [31]
+    answer = do(context, {"source": source(short_clip), "part": part, "window": 9}, "j2")
+    assert (answer["frames"], answer["sound"]) == (7, False)
+
+
 def test_what_counts_as_out_of_memory() -> None:
     assert out_of_memory(torch.OutOfMemoryError("x"))
     assert out_of_memory(MemoryError())

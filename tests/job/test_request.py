@@ -2,7 +2,7 @@ import pytest
 
 from app.errors import UsageError
 from app.job.payload import RestorePayload
-from app.job.request import RestoreRequest, parse, told
+from app.job.request import Part, RestoreRequest, parse, told
 
 
 def test_text_from_a_command_line_is_understood() -> None:
@@ -103,3 +103,34 @@ def test_a_message_stays_readable_however_much_is_wrong() -> None:
 
 def test_every_field_is_described() -> None:
     assert all(field.description for field in RestoreRequest.model_fields.values())
+
+
+PART = {"source_start": 90, "start": 100, "stop": 300, "shot": 4, "edges": [80, 120, 310]}
+
+
+def test_a_part_lies_in_its_shots() -> None:
+    assert parse(Part, PART).edges == [80, 120, 310]
+    assert parse(Part, {**PART, "start": 80, "source_start": 0, "stop": 310}).start == 80
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"start": 79}, "start 79"),
+        ({"start": 120}, "start 120"),
+        ({"stop": 120}, "stop 120"),
+        ({"stop": 311}, "stop 311"),
+        ({"source_start": 101}, "source_start 101"),
+        ({"edges": [80, 110], "stop": 100}, "follow each other"),
+        ({"edges": [80, 120, 120, 310]}, "rise"),
+        ({"edges": [80]}, "edges"),
+        ({"edges": "80,120,310"}, "edges"),
+        ({"shot": -1}, "shot"),
+        ({"shot": "4"}, "shot"),
+        ({"begin": 3}, "begin"),
+        ({"edges": [0, 10**10]}, "edges"),
+    ],
+)
+def test_a_part_that_makes_no_sense_is_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=f"(?i){words}"):
+        parse(Part, {**PART, **values})

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from app.errors import InputError, SeedpodError, UsageError
-from app.job.request import RestoreRequest
+from app.job.request import Part, RestoreRequest
 from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
 from app.progress import Silent
@@ -34,10 +34,14 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 
 def restore(
-    source: Path, output: Path, on_step: Callable[[], None] = lambda: None, **fields: object
+    source: Path,
+    output: Path,
+    on_step: Callable[[], None] = lambda: None,
+    part: Part | None = None,
+    **fields: object,
 ) -> RestoreResult:
     request = RestoreRequest.model_validate(fields)
-    job = plan_restore(request, look(source, LIMITS), output, LIMITS)
+    job = plan_restore(request, look(source, LIMITS), output, LIMITS, part)
     return run_restore(restorer(), "nano", job, Silent(), on_step)
 
 
@@ -146,6 +150,60 @@ def test_nothing_leaks_across_a_cut(tmp_path: Path) -> None:
     whole = restore(tmp_path / "bars-joined.mkv", tmp_path / "whole.mkv", codec="lossless", cuts=False)
     assert whole.shots == 1
     assert not np.array_equal(np.stack(frames_of(tmp_path / "whole.mkv"))[:12], made[1][:12])
+
+
+@pytest.fixture(scope="module")
+def two_shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 frames that move, then 12 of bars, with a tone; and `rest.mkv`, the same from frame 10 on."""
+    folder = tmp_path_factory.mktemp("shots")
+    moving, bars = (f"{name}=size=48x32:rate=25,trim=end_frame" for name in ("testsrc2", "smptebars"))
+    graph = f"{moving}=240[a];{bars}=12[b];[a][b]concat=n=2:v=1,format=yuv420p[v]"
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=10.08"]
+    mapped = ["-map", "[v]", "-map", "0:a", "-c:v", "ffv1"]
+    ffmpeg(*tone, "-filter_complex", graph, *mapped, folder / "whole.mkv")
+    rest = "trim=start_frame=10,setpts=PTS-STARTPTS"
+    ffmpeg("-i", folder / "whole.mkv", "-vf", rest, "-c:v", "ffv1", "-an", folder / "rest.mkv")
+    return folder
+
+
+PART = {"source_start": 10, "start": 230, "stop": 250, "shot": 0, "edges": [0, 240, 252]}
+
+
+def test_a_part_of_a_clip_is_what_the_whole_has_there(two_shots: Path, tmp_path: Path) -> None:
+    fields = {"codec": "lossless", "window": 7, "height": 16, "width": 16, "color": "none", "seed": 3}
+    whole = restore(two_shots / "whole.mkv", tmp_path / "whole.mkv", **fields)
+    assert (whole.shots, whole.frames, whole.sound) == (2, 252, True)
+    made = restore(two_shots / "rest.mkv", tmp_path / "part.mkv", part=Part(**PART), **fields)
+    assert (made.shots, made.frames, made.sound) == (2, 20, False)
+    expected, got = (np.stack(frames_of(tmp_path / name)) for name in ("whole.mkv", "part.mkv"))
+    assert np.array_equal(got, expected[230:250])
+    other = Part(**{**PART, "shot": 1})
+    restore(two_shots / "rest.mkv", tmp_path / "other.mkv", part=other, **fields)
+    assert not np.array_equal(np.stack(frames_of(tmp_path / "other.mkv")), got)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"source_start": 220}, "begins with frame 220, and frames 28 to 251"),
+        ({"source_start": 9}, "ends with frame 250, and frames 28 to 251"),
+        ({"edges": [0, 240, 20_000]}, "20,000 frames, and the limit is 10,000"),
+    ],
+)
+def test_a_part_that_its_source_does_not_hold(
+    values: dict[str, object], words: str, two_shots: Path, tmp_path: Path
+) -> None:
+    part = Part(**{**PART, "stop": 252, **values})
+    with pytest.raises(InputError, match=words):
+        restore(two_shots / "rest.mkv", tmp_path / "out.mkv", part=part, window=5, height=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_has_no_parts(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    with pytest.raises(UsageError, match="no parts"):
+        restore(tmp_path / "in.png", tmp_path / "out.png", part=Part(source_start=0, start=0, stop=1, shot=0,
+                                                                     edges=[0, 1]))  # fmt: skip
 
 
 class StoppedError(SeedpodError):
