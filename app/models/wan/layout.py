@@ -141,6 +141,10 @@ def check(config: TransformerConfig, layout: Layout, conditions: Conditions) -> 
             f"the poses are of {conditions.pose.shape[2]} latent frames, and the clip has {total}; "
             "expected a pose for each of its frames.",
         )
+    if conditions.guidance != 1 and conditions.negative is None:
+        raise ValueError(f"guidance {conditions.guidance} needs a negative prompt")
+    if conditions.pose is not None and not config.takes_pose:
+        raise ValueError("this model was not trained for poses: it has no pose_proj")
     if (conditions.y is not None) != config.image:
         raise ValueError(f"this model takes {'a' if config.image else 'no'} condition y")
     size = layout.height, layout.width

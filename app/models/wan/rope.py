@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from app.nn.transfer import to_device
+
 THETA = 10000.0
 
 Table = tuple[Tensor, Tensor]  # cosines and signed sines, (tokens, 1, head_dim) float32
@@ -36,7 +38,7 @@ def table(head_dim: int, start: int, frames: int, height: int, width: int, devic
                 part.view(*(length if i == axis else 1 for i, length in enumerate(grid)), -1).expand(
                     *grid, -1
                 )
-                for axis, part in enumerate(function(a).float().to(device) for a in angles)
+                for axis, part in enumerate(to_device(function(a).float(), device) for a in angles)
             ],
             dim=-1,
         ).flatten(0, 2)

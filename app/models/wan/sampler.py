@@ -143,9 +143,7 @@ class _Run:
         self.past = _Past(capacity, layout.sink if rolls else 0)
         self.prompt = conditions.prompts[0]
         embeddings = [self.prompt]
-        if conditions.guidance != 1:
-            if conditions.negative is None:
-                raise ValueError(f"guidance {conditions.guidance} needs a negative prompt")
+        if conditions.guidance != 1 and conditions.negative is not None:
             embeddings.append(conditions.negative)
         self.branches = [_Branch(self._cross(text), self._cache(capacity)) for text in embeddings]
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.nn.transfer import to_device
+
 TRAINED_STEPS = 1000
 SHIFT = 5.0
 STEPS = (1000, 750, 500, 250)  # of the distilled model, before the shift
@@ -87,4 +89,4 @@ class SeededNoise:
         key = np.array([self.seed, 0], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         drawn = generator.standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(drawn).to(self.device)
+        return to_device(torch.from_numpy(drawn), self.device)

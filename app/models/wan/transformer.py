@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from app.models.wan import rope
 from app.models.wan.cache import CrossCache, KeysValues, KVCache, Place
 from app.models.wan.config import POSE_DIM, TransformerConfig
+from app.nn.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ class Transformer(nn.Module):
         x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if pose is not None:
             x = x + pose
-        time = sinusoids(timesteps, config.time_sinusoids).to(self.dtype).to(self.device)
+        time = to_device(sinusoids(timesteps, config.time_sinusoids).to(self.dtype), self.device)
         time = self.time_embedding(time)
         six = self.time_projection(time).unflatten(-1, (6, -1)).float()
         for layer, block in enumerate(self.blocks):

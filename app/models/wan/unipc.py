@@ -36,7 +36,8 @@ def steps(count: int = 50, shift: float = SHIFT) -> Steps:
     """
     if count < 1:
         raise ValueError(f"{count} steps, expected at least 1")
-    even = np.linspace(1 - 1 / TRAINED_STEPS, 0.0, count + 1)[:-1]
+    largest = float(np.float32(1 - 1 / TRAINED_STEPS))
+    even = np.linspace(largest, 0.0, count + 1)[:-1]
     sigmas = shift * even / (1 + (shift - 1) * even)
     timesteps = (sigmas * TRAINED_STEPS).astype(np.int64)
     return Steps((*sigmas.astype(np.float32).tolist(), 0.0), tuple(map(float, timesteps)))
