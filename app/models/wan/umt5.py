@@ -96,7 +96,7 @@ class Positions(nn.Module):
     def forward(self, buckets: Tensor) -> Tensor:
         """buckets: (tokens, tokens) -> (heads, tokens, tokens)."""
         bias: Tensor = self.embedding(buckets)
-        return bias.permute(2, 0, 1)
+        return bias.permute(2, 0, 1).contiguous()  # attention's fast kernels want rows in one piece
 
 
 class Block(nn.Module):

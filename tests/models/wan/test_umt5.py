@@ -218,4 +218,5 @@ print(status("VmHWM") - before)
     )
     size = path.stat().st_size
     assert size > 300e6
+    print(f"{size:,} bytes loaded with a peak of {int(done.stdout):,}")
     assert int(done.stdout) < 1.1 * size
