@@ -113,7 +113,10 @@ class _Past:
         own = max(0, self.sink - start)
         if own < latents.shape[2]:
             self.recent.append((start + own, latents[:, :, own:]))
-        while sum(block.shape[2] for _, block in self.recent) - self.recent_first >= self.capacity:
+        while (
+            len(self.recent) > 1
+            and sum(block.shape[2] for _, block in self.recent) - self.recent_first >= self.capacity
+        ):
             self.recent.popleft()
 
     @property

@@ -60,7 +60,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + y * gate, with x and y (B, N, D), gate (B, F, 1, D) float32."""
-    out = torch.addcmul(_framed(x, gate).float(), _framed(y, gate).float(), gate)
+    out = torch.addcmul(_framed(x, gate), _framed(y, gate), gate)
     return out.flatten(1, 2).to(x.dtype)
 
 
