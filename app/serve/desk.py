@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 
-from app.errors import UnavailableError
+from app.errors import InternalError, UnavailableError
 from app.serve.lifecycle import Lifecycle
 from app.serve.stop import Stop, leave
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOOK = 0.5  # seconds between two looks at whether jobs can run
 LINGER = 2  # seconds that open connections have to end when the process stops
 
 
@@ -45,8 +46,8 @@ class _Server(uvicorn.Server):
 def serve_on_desk(
     app: FastAPI, lifecycle: Lifecycle, boot: Boot, stop: Stop, *, host: str, port: int, grace: float
 ) -> None:
-    """Serve until the process is asked to stop; the running job then has `grace` seconds. Never returns;
-    main thread only.
+    """Serve until the process is asked to stop; the running job then has `grace` seconds. Ends with status
+    70 where no job can run any more. Never returns; main thread only.
 
     Raises:
         UnavailableError: `port_unavailable`: the address cannot be listened on.
@@ -66,7 +67,7 @@ def serve_on_desk(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=LINGER
     )
     asyncio.run(_serve(_Server(config), listening, lifecycle, boot, stop, grace))
-    leave()
+    leave(InternalError.exit_status if lifecycle.dead else 0)
 
 
 async def _serve(
@@ -77,10 +78,21 @@ async def _serve(
     stop.then(lambda: loop.call_soon_threadsafe(asked.set))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopping = asyncio.create_task(asked.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if asked.is_set():
+    dying = asyncio.create_task(_dead(lifecycle))
+    await asyncio.wait({serving, stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
+    if lifecycle.dead:
+        log.critical("no job can run here any more; start the server again")
+    if asked.is_set() or lifecycle.dead:
         log.info("stopping")
         boot.cancel.set()
         await lifecycle.drain(grace)
+        lifecycle.close()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # whom it cuts off now is no error
         server.should_exit = True
     await serving
+
+
+async def _dead(lifecycle: Lifecycle) -> None:
+    """Return when no job can run any more."""
+    while not lifecycle.dead:
+        await asyncio.sleep(LOOK)

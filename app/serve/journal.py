@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from app.boot.lock import try_lock, unlock
 from app.errors import ConfigError
@@ -61,7 +62,7 @@ class Journal:
         with self._path.open("rb") as file:
             for line in filter(bytes.strip, file):
                 try:
-                    record = Record.from_dict(json.loads(line))
+                    record = _understood(json.loads(line), records)
                 except (ValueError, TypeError, KeyError):
                     torn += 1
                 else:
@@ -73,10 +74,17 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write down where a job stands."""
+        self._append(record.to_dict())
+
+    def append_reported(self, job_id: str) -> None:
+        """Write down that the platform was told of a job's end; its result is not written again."""
+        self._append({"id": job_id, "reported": True})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
             return
         try:
-            self._size += _write(self._file, [record])
+            self._size += _write(self._file, [line])
         except OSError as error:
             _log.warning("the journal cannot be written: %s", error.strerror or error)
 
@@ -94,7 +102,7 @@ class Journal:
             part.unlink(missing_ok=True)
             new = _open(part)
             try:
-                size = _write(new, records)
+                size = _write(new, (record.to_dict() for record in records))
                 part.replace(self._path)
             except OSError:
                 os.close(new)
@@ -118,12 +126,23 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _write(descriptor: int, records: Iterable[Record]) -> int:
-    """Append the records; returns the bytes. Lines begin with the line feed: one that was cut off then
-    spoils only itself."""
+def _understood(line: Mapping[str, Any], before: Mapping[str, Record]) -> Record:
+    """The record that a line stands for, after those `before` it.
+
+    Raises:
+        TypeError, ValueError, KeyError: It is no line of ours.
+    """
+    if set(line) == {"id", "reported"}:
+        return replace(before[line["id"]], reported=True)
+    return Record.from_dict(line)
+
+
+def _write(descriptor: int, lines: Iterable[Mapping[str, Any]]) -> int:
+    """Append the lines; returns the bytes. They begin with the line feed: one that was cut off then spoils
+    only itself."""
     size = 0
-    for record in records:
-        line = b"\n" + json.dumps(record.to_dict()).encode()
+    for each in lines:
+        line = b"\n" + json.dumps(each).encode()
         size += len(line)
         while line:
             line = line[os.write(descriptor, line) :]

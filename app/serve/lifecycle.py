@@ -14,15 +14,16 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from app import logs
-from app.errors import InputError, JobStopped, UnavailableError, UsageError
+from app.errors import InputError, JobStopped, SeedpodError, UnavailableError, UsageError
 from app.progress import duration_text
 from app.serve.journal import Journal
+from app.serve.kept import Kept
 from app.serve.live import Live
 from app.serve.outcome import (
     Outcome,
@@ -40,7 +41,6 @@ Run = Callable[[str, Mapping[str, Any], Reporter], Mapping[str, Any]]  # (job id
 
 EVERY: Final = 0.25  # seconds between two updates of a job's progress
 OVERDUE: Final = 30.0  # seconds that a job may go on after its time without asking whether it should stop
-KEEP_BYTES: Final = 256 << 20  # of results of finished jobs
 FOLDER: Final = "job-"  # what the folder of a job is called, before its id
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # safe as the name of a folder
 _log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class Lifecycle:
         keep: Finished jobs known at most.
         max_queued: Jobs that may wait.
         journal: File for the next worker here. What was not done when a worker died is then FAILED with
-            code `worker_died`, and is in `died` of the next worker, of no later one.
+            code `worker_died`, and is in `died` of the next worker, of no later one. What ended and was not
+            `reported` by then is in `unreported`.
         work: Folder in which each job works in a folder of its own, named `job-` and its id; those that a
             dead worker left are removed, by its journal.
         shares: Share of each step in the progress of a job, see `reporter.SHARES`.
@@ -78,20 +79,19 @@ class Lifecycle:
         shares: Mapping[str, float] = SHARES,
         overdue: float = OVERDUE,
     ) -> None:
-        self.refresh_wanted = False
+        self.refresh_wanted = False  # the worker does its work, but should be replaced
+        self.dead = False  # the inference thread is gone, or does not answer: no other job can run
         self._run, self._timeout, self._overdue, self._shares = run, timeout, overdue, shares
-        self._keep_seconds, self._keep, self._max_queued = keep_seconds, keep, max_queued
-        self._jobs: dict[str, Live] = {}
+        self._keep_seconds, self._max_queued = keep_seconds, max_queued
+        self._jobs = Kept(keep_seconds, keep)
         self._queue: deque[Live] = deque()
-        self._finished: deque[Live] = deque()
-        self._finished_bytes = 0
         self._ended: Counter[State] = Counter()
         self._running: Live | None = None
         self._draining = False
         self._changed = threading.Condition(threading.RLock())
         self._journal = None if journal is None else Journal.open(journal)
-        self.died = self._recover(work)
-        threading.Thread(target=self._work, name="inference", daemon=True).start()
+        self.died, self.unreported = self._recover(work)
+        threading.Thread(target=self._thread, name="inference", daemon=True).start()
 
     # -------------------------------------------------------------- for callers, from any thread
 
@@ -109,9 +109,9 @@ class Lifecycle:
                 "underscores, beginning with a letter or digit.",
             )
         with self._changed:
-            self._forget()
-            if job_id in self._jobs:
-                return self._jobs[job_id].record
+            self._jobs.forget()
+            if (known := self._jobs.get(job_id)) is not None:
+                return known.record
             if self._draining:
                 raise UnavailableError(
                     "draining", "The worker is stopping and takes no new job; submit it to another one."
@@ -122,7 +122,7 @@ class Lifecycle:
                     f"{len(self._queue)} jobs wait, as many as this worker holds; try again later.",
                 )
             live = Live(Record(job_id, State.IN_QUEUE, time.time()), payload)
-            self._jobs[job_id] = live
+            self._jobs.add(live)
             self._queue.append(live)
             self._write_down(live.record)
             self._changed.notify()
@@ -131,17 +131,30 @@ class Lifecycle:
     def get(self, job_id: str) -> Record | None:
         """The job as it is now, or None if the id is not known (any more)."""
         with self._changed:
-            self._forget()
+            self._jobs.forget()
             live = self._jobs.get(job_id)
         return live.record if live else None
 
     def take_pieces(self, job_id: str) -> tuple[Mapping[str, Any], ...]:
-        """The pieces of the job's stream that this method has not given yet.
+        """The oldest pieces of the job's stream, 8 MiB at most; none is given twice, or kept.
 
         Raises:
             UsageError: `job_unknown`.
         """
-        return self._known(job_id).take_pieces()
+        with self._changed:
+            return self._jobs.take_pieces(self._known(job_id))
+
+    def reported(self, job_id: str) -> None:
+        """The platform was told how the job ended: the next worker need not, and its stream is let go."""
+        with self._changed:
+            live = self._jobs.get(job_id)
+            if live is None or live.record.reported or not live.record.state.final:
+                return
+            while self._jobs.take_pieces(live):
+                continue
+            live.record = replace(live.record, reported=True)
+            if self._journal:
+                self._journal.append_reported(job_id)
 
     async def wait(self, job_id: str, seconds: float) -> Record:
         """The job when it has ended, or as it is after `seconds`.
@@ -151,7 +164,7 @@ class Lifecycle:
         """
         return await self._known(job_id).ended(seconds)
 
-    async def updates(self, job_id: str) -> AsyncIterator[Update]:
+    async def updates(self, job_id: str) -> AsyncGenerator[Update]:
         """Follow a job: every piece of its stream from the first that is kept, progress at most 4 times a
         second and always the last, then the final record, and nothing after it.
 
@@ -224,10 +237,30 @@ class Lifecycle:
             await running.ended(grace)
             with self._changed:
                 self._end_with(running, running.stop or stopping())
+
+    def close(self) -> None:
+        """Let the next worker have the journal; what is done after this is not written down."""
         if self._journal:
             self._journal.close()
 
     # -------------------------------------------------------------- the inference thread
+
+    def _thread(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # of ours, between jobs: nobody else is there to take them
+            _log.critical("the inference thread died", exc_info=True)
+            self._lose()
+
+    def _lose(self) -> None:
+        """The thread is gone: no job may wait for it."""
+        with self._changed:
+            self.dead = self.refresh_wanted = self._draining = True
+            for live in (self._running, *self._queue):
+                if live is not None:
+                    self._end_with(live, died())
+            self._queue.clear()
+            self._running = None
 
     def _work(self) -> None:
         while (live := self._next()) is not None:
@@ -272,14 +305,14 @@ class Lifecycle:
         with self._changed:
             if live.record.state.final:
                 return
-            self.refresh_wanted = True
+            self.refresh_wanted = self.dead = True
             self._end_with(live, timed_out(self._timeout))
         with logs.of_job(live.record.id):
             _log.error("the job does not answer: given up %.0f s after its time", self._overdue)
 
     # -------------------------------------------------------------- bookkeeping, with the lock held
 
-    def _end_with(self, live: Live, stop: JobStopped) -> None:
+    def _end_with(self, live: Live, stop: SeedpodError) -> None:
         """End a job from outside, and let its thread know."""
         live.stop = stop
         self._end(live, of_error(stop, live.record.id))
@@ -302,29 +335,10 @@ class Lifecycle:
         self._write_down(final)  # before anybody sees it: it can then not be reported twice
         live.move(final)
         self._ended[final.state] += 1
-        self._keep_finished(live, outcome.nbytes)
-        self._forget()
+        self._jobs.end(live, outcome.nbytes)
         ran = "never ran" if final.execution_ms is None else f"ran {final.execution_ms / 1000:.3g} s"
         with logs.of_job(final.id):
             _log.info("%s, waited %.3g s, %s", final.state, (final.delay_ms or 0) / 1000, ran)
-
-    def _keep_finished(self, live: Live, nbytes: int) -> None:
-        live.nbytes += nbytes
-        self._finished.append(live)
-        self._finished_bytes += live.nbytes
-
-    def _forget(self) -> None:
-        """Drop finished jobs that are too old, too many, or too large together (but for the last one)."""
-        oldest = time.time() - self._keep_seconds
-        while self._finished:
-            first = self._finished[0]
-            too_much = len(self._finished) > 1 and self._finished_bytes > KEEP_BYTES
-            old = (first.record.finished or 0.0) < oldest
-            if not (too_much or old or len(self._finished) > self._keep):
-                return
-            self._finished.popleft()
-            self._finished_bytes -= first.nbytes
-            del self._jobs[first.record.id]
 
     def _known(self, job_id: str) -> Live:
         with self._changed:
@@ -340,15 +354,15 @@ class Lifecycle:
     def _write_down(self, record: Record) -> None:
         if self._journal:
             if self._journal.bloated:
-                self._journal.rewrite(live.record for live in self._jobs.values())
+                self._journal.rewrite(live.record for live in self._jobs)
             self._journal.append(record)
 
-    def _recover(self, work: Path | None) -> tuple[Record, ...]:
+    def _recover(self, work: Path | None) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
         """Take over from the worker before: its finished jobs are known, what it did not finish has FAILED
-        (these are returned), and the folders it left are removed."""
+        (these are returned, and those that were not reported), and the folders it left are removed."""
         if self._journal is None:
-            return ()
-        undone = []
+            return (), ()
+        undone, unreported = [], []
         for record in self._journal.read():
             if work is not None and _ID.fullmatch(record.id):
                 shutil.rmtree(work / f"{FOLDER}{record.id}", ignore_errors=True)
@@ -357,11 +371,13 @@ class Lifecycle:
                 record = replace(record, state=outcome.state, error=outcome.error, finished=time.time())
                 self._ended[record.state] += 1
                 undone.append(record)
-            live = self._jobs[record.id] = Live(record)
-            self._keep_finished(live, len(json.dumps(record.output)))
-        self._forget()
-        self._journal.rewrite(live.record for live in self._jobs.values())
-        return tuple(undone)
+            if not (record.reported or record.state is State.CANCELLED):  # who cancels a job knows
+                unreported.append(record)
+            live = Live(record)
+            self._jobs.add(live)
+            self._jobs.end(live, len(json.dumps(record.output)))
+        self._journal.rewrite(live.record for live in self._jobs)
+        return tuple(undone), tuple(unreported)
 
 
 def _tell(error: BaseException) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from app.errors import JobStopped
+from app.errors import SeedpodError
 from app.serve.record import Record
 
-PIECES: Final = 1000  # of a stream kept for a job; older ones are dropped
-PIECES_BYTES: Final = 32 << 20  # of a stream kept for a job
+PIECES: Final = 1000  # of a stream that nobody has taken, kept for a job; older ones are dropped
+PIECES_BYTES: Final = 32 << 20  # of such pieces, kept for a job
 
 
 class Live:
@@ -26,13 +27,13 @@ class Live:
     def __init__(self, record: Record, payload: Mapping[str, Any] | None = None) -> None:
         self.record = record
         self.payload = payload
-        self.stop: JobStopped | None = None
+        self.stop: SeedpodError | None = None
         self.nbytes = 0  # of the output and the stream, as JSON
         self._lock = threading.Lock()
         self._events = 0
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self._pieces: list[tuple[dict[str, Any], int]] = []
-        self._emitted = self._taken = 0
+        self._pieces: deque[tuple[dict[str, Any], int]] = deque()
+        self._emitted = 0
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Set the progress. Nobody is woken: who follows a job looks a few times a second."""
@@ -49,16 +50,24 @@ class Live:
             self._emitted += 1
             self.nbytes += nbytes
             while len(self._pieces) > PIECES or (self.nbytes > PIECES_BYTES and len(self._pieces) > 1):
-                self.nbytes -= self._pieces.pop(0)[1]
-            self.record = replace(self.record, stream=tuple(piece for piece, _ in self._pieces))
+                self.nbytes -= self._pieces.popleft()[1]
+            self._show_pieces()
             self._wake()
 
-    def take_pieces(self) -> tuple[Mapping[str, Any], ...]:
-        """The pieces that this call has not given before."""
+    def take_pieces(self, limit: int) -> tuple[Mapping[str, Any], ...]:
+        """The oldest pieces, of `limit` bytes together or just one; they are let go, and never come again."""
+        taken: list[Mapping[str, Any]] = []
         with self._lock:
-            new = tuple(piece for piece, _ in self._pieces if piece["number"] >= self._taken)
-            self._taken = self._emitted
-            return new
+            while self._pieces and (not taken or self._pieces[0][1] <= limit):
+                piece, nbytes = self._pieces.popleft()
+                taken.append(piece)
+                self.nbytes -= nbytes
+                limit -= nbytes
+            self._show_pieces()
+        return tuple(taken)
+
+    def _show_pieces(self) -> None:
+        self.record = replace(self.record, stream=tuple(piece for piece, _ in self._pieces))
 
     def move(self, record: Record) -> None:
         """Go on to the next state, and wake who waits. What was shown or streamed meanwhile stays."""

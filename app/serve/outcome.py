@@ -39,12 +39,21 @@ def of_output(output: Mapping[str, Any]) -> Outcome:
     """The outcome of a run that returned.
 
     Raises:
-        TypeError, ValueError: The output cannot be written as JSON: a fault of ours, told at once, as a
-            platform would swallow it and wait.
+        TypeError, ValueError: The output cannot be written as JSON in UTF-8: a fault of ours, told at once,
+            as a platform would swallow it and wait.
     """
     if not isinstance(output, Mapping):
         raise TypeError(f"the output is {type(output).__name__}, expected a mapping")
-    return Outcome(State.COMPLETED, output=output, nbytes=len(json.dumps(output, allow_nan=False)))
+    return Outcome(State.COMPLETED, output=output, nbytes=json_bytes(output))
+
+
+def json_bytes(value: Any) -> int:
+    """The size of a value as JSON in UTF-8.
+
+    Raises:
+        TypeError, ValueError: It cannot be written so.
+    """
+    return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
 
 
 def of_error(error: BaseException, job_id: str) -> Outcome:

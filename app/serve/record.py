@@ -30,7 +30,8 @@ class Record:
 
     `error` is {"code", "message"}; `progress` is {"step", "percent", "eta_seconds"}: percent of the whole
     job, 0 to 100, that never goes back, and the estimate or None. Each piece of `stream` holds its
-    `number`, from 0; old pieces are dropped beyond a bound, so a gap in the numbers is a loss.
+    `number`, from 0; old pieces are dropped beyond a bound, so a gap in the numbers is a loss, and so are
+    those that were taken. `reported` is set once the platform was told of the end.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Record:
     output: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
     progress: Mapping[str, Any] | None = None
+    reported: bool | None = None
     stream: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property

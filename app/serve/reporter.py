@@ -5,7 +5,6 @@ Turns the progress of steps into the percent of a whole job. It does not know wh
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +14,12 @@ from app.errors import JobStopped
 from app.logs import LogStream
 from app.progress import Lines
 from app.serve.live import Live
-from app.serve.outcome import timed_out
+from app.serve.outcome import json_bytes, timed_out
 
 # The steps of a job in their order, by how their labels begin, and the share of the whole that each takes
 # on the way. What a share is wrong by shows as a bar of uneven speed, never as one that goes back.
 SHARES: Final[Mapping[str, float]] = {"fetch": 3, "find cuts": 4, "restore": 90, "deliver": 3}
+LARGEST: Final = 999_900  # bytes of a piece as JSON; with what is around it, the platform takes 1 MB
 HIGHEST: Final = 99.9  # percent of a job that has not ended
 DONE: Final[Mapping[str, Any]] = {"step": "done", "percent": 100.0, "eta_seconds": 0.0}
 
@@ -58,12 +58,15 @@ class Reporter:
             raise timed_out(self._timeout)
 
     def emit(self, piece: Mapping[str, Any]) -> None:
-        """Add a piece to the job's stream; it gets a `number`.
+        """Add a piece to the job's stream; it gets a `number`. Never waits for whoever takes it.
 
         Raises:
-            TypeError, ValueError: It cannot be written as JSON.
+            TypeError, ValueError: It cannot be written as JSON, or is larger than `LARGEST`.
         """
-        self._live.add_piece(piece, len(json.dumps(piece, allow_nan=False)))
+        nbytes = json_bytes(piece)
+        if nbytes > LARGEST:
+            raise ValueError(f"a piece of {nbytes:,} bytes; at most {LARGEST:,} are sent as one")
+        self._live.add_piece(piece, nbytes)
 
     def start(self, label: str, total: float | None, unit: str) -> None:
         with self._lock:

@@ -1,11 +1,12 @@
 """The worker on RunPod: hands the lifecycle of jobs to `runpod.serverless`, which takes, pings and reports.
 
 `runpod.serverless.start`, its `handler` and `register_fitness_check` are public. Three names of the SDK
-that are not are replaced, since after SIGTERM its loop goes on taking a job that it then never runs:
-`rp_scale.get_job` (the long poll), `rp_scale.handle_job` (running and reporting one job) and
-`JobScaler.handle_shutdown` (the signal). One more is used: `rp_http.send_result`, since the public
-`progress_update` sends from a thread of its own that nobody can wait for. The SDK is pinned, and
-`tests/serve/test_worker.py` fails when any of these changes.
+that are not are replaced, since after SIGTERM its loop goes on taking a job that it then never runs, and
+since a handler of its own either streams pieces or has a result: `rp_scale.get_job` (the long poll),
+`rp_scale.handle_job` (running and reporting one job) and `JobScaler.handle_shutdown` (the signal). Two more
+are used: `rp_http.send_result`, as the public `progress_update` sends from a thread of its own that nobody
+can wait for, and `rp_http.stream_result`. The SDK is pinned, and `tests/serve/test_worker.py` fails when any
+of these changes.
 
 Knows nothing of models or video.
 """
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -73,7 +74,6 @@ def serve_on_platform(
     *,
     validate: Callable[[Any], object],
     grace: float,
-    streams: Callable[[Any], bool] = lambda payload: False,
 ) -> None:
     """Serve the platform's jobs until the process is asked to stop. Never returns; main thread only.
 
@@ -85,7 +85,6 @@ def serve_on_platform(
         stop: Installed since the process began.
         validate: Raises SeedpodError for a payload that is wrong.
         grace: Seconds that the running job has after SIGTERM.
-        streams: Whether a job with this payload is answered piece by piece.
     """
     stop.then(lambda: give_up(boot))
     for name, value in SDK_SETTINGS.items():
@@ -98,10 +97,9 @@ def serve_on_platform(
         lifecycle,
         stop,
         fetch=rp_scale.get_job,
-        report=rp_scale.handle_job,
         send=rp_http.send_result,
+        send_piece=rp_http.stream_result,
         validate=validate,
-        streams=streams,
         grace=grace,
         on_start=lambda: forget_secrets(os.environ),
     )
@@ -109,7 +107,7 @@ def serve_on_platform(
     rp_scale.handle_job = worker.work
     rp_scale.JobScaler.handle_shutdown = lambda scaler, number, frame: stop.handle(number, frame)
     runpod.serverless.register_fitness_check(boot_is_last(boot, runpod.serverless.register_fitness_check))
-    runpod.serverless.start({"handler": None})  # each job brings its own, see `Worker.work`
+    runpod.serverless.start({"handler": None})  # nobody asks for it, see `Worker.work`
 
 
 def give_up(boot: Boot) -> None:
@@ -143,6 +141,14 @@ def forget_secrets(environ: MutableMapping[str, str]) -> None:
         del environ[name]
 
 
+class Send(Protocol):
+    """`rp_http.send_result`: a POST with progress, or with what became of a job."""
+
+    def __call__(
+        self, session: ClientSession, body: Mapping[str, Any], job: Job, is_stream: bool = False
+    ) -> Awaitable[None]: ...
+
+
 class Worker:
     """What replaces the SDK's insides: it takes jobs, follows them through the lifecycle, and stops."""
 
@@ -152,21 +158,21 @@ class Worker:
         stop: Stop,
         *,
         fetch: Callable[[ClientSession, int], Awaitable[list[Job] | None]],
-        report: Callable[[ClientSession, dict[str, Any], Job], Awaitable[None]],
-        send: Callable[[ClientSession, Mapping[str, Any], Job], Awaitable[None]],
+        send: Send,
+        send_piece: Callable[[ClientSession, Mapping[str, Any], Job], Awaitable[None]],
         validate: Callable[[Any], object],
-        streams: Callable[[Any], bool],
         grace: float,
         on_start: Callable[[], None],
     ) -> None:
         self._lifecycle, self._stop = lifecycle, stop
-        self._fetch, self._report, self._send = fetch, report, send
-        self._validate, self._streams, self._grace = validate, streams, grace
+        self._fetch, self._send, self._send_piece = fetch, send, send_piece
+        self._validate, self._grace = validate, grace
         self._on_start = on_start
         self._poll: Poll | None = None
         self._reports: ClientSession | None = None
         self._taken: set[str] = set()  # until they are submitted
         self._held: set[str] = set()  # until they are reported
+        self._catching_up: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     # -------------------------------------------------------------- in place of the SDK's
@@ -183,32 +189,11 @@ class Worker:
         return jobs
 
     async def work(self, session: ClientSession, config: dict[str, Any], job: Job) -> None:
-        """Run a job and report it. In place of `rp_scale.handle_job`, and through it."""
-        assert self._reports is not None, "a job was not taken by `take`"
-        mine = dict(config)
-
-        async def pieces(job: Job) -> AsyncGenerator[dict[str, Any]]:
-            async with aclosing(self._follow(session, job)) as followed:
-                async for piece in followed:
-                    mine["refresh_worker"] = self._lifecycle.refresh_wanted
-                    yield piece
-
-        async def answer(job: Job) -> dict[str, Any]:
-            return [piece async for piece in pieces(job)][-1]
-
-        async def refuse(job: Job) -> dict[str, Any]:
-            return error_of(refused)
-
-        refused = self._refusal(job)
-        if refused is not None:
-            mine["handler"] = refuse
-        elif self._streams(job["input"]):
-            mine |= {"handler": pieces, "return_aggregate_stream": True}
-        else:
-            mine["handler"] = answer
+        """Run a job and report it. In place of `rp_scale.handle_job`."""
         try:
             with logs.of_job(job["id"]):
-                await self._report(self._reports, mine, job)
+                body, streamed = await self._done(session, job)
+                await self._report(job, body, streamed)
         finally:
             self._taken.discard(job["id"])
             self._held.discard(job["id"])
@@ -218,37 +203,68 @@ class Worker:
 
     # -------------------------------------------------------------- one job
 
-    def _refusal(self, job: Job) -> Mapping[str, str] | None:
-        """What is wrong with a job's payload, if anything."""
-        try:
-            self._validate(job["input"])
-        except Exception as error:
-            return _told(error, job)
-        return None
-
-    async def _follow(self, session: ClientSession, job: Job) -> AsyncGenerator[dict[str, Any]]:
-        """The pieces of a job's stream, then its answer; progress is sent on the way."""
+    async def _done(self, session: ClientSession, job: Job) -> tuple[dict[str, Any], bool]:
+        """What to report of a job, once it has ended, and whether it was streamed: progress and pieces are
+        sent on the way. A piece is sent when the one before has arrived."""
         progress = ProgressSender(lambda news: self._send(session, news, job))
+        streamed = False
         try:
             try:
+                self._validate(job["input"])
                 self._lifecycle.submit(job["input"], job["id"])
             finally:
                 self._taken.discard(job["id"])
-            async for update in self._lifecycle.updates(job["id"]):
-                if update.progress is not None:
-                    progress.show(update.progress)
-                elif update.piece is not None:
-                    yield dict(update.piece)
-                elif update.final is not None:
-                    await progress.finish()
-                    yield answer_of(update.final)
+            async with aclosing(self._lifecycle.updates(job["id"])) as updates:
+                async for update in updates:
+                    if update.progress is not None:
+                        progress.show(update.progress)
+                    elif update.piece is not None:
+                        await self._stream(job, update.piece)
+                        streamed = True
+                    elif update.final is not None:
+                        await progress.finish()
+                        return answer_of(update.final), streamed
+            raise AssertionError("the updates of a job end with its final state")
         except asyncio.CancelledError:
             self._lifecycle.cancel(job["id"])
             raise
         except Exception as error:
-            yield error_of(_told(error, job))
+            self._lifecycle.cancel(job["id"])  # nobody follows it any more
+            return error_of(_told(error, job)), streamed
         finally:
             progress.cancel()
+
+    async def _stream(self, job: Job, piece: Mapping[str, Any]) -> None:
+        """Send a piece of a job's stream. One that is lost shows as a gap in the numbers."""
+        try:
+            await self._send_piece(self._session(), {"output": dict(piece)}, job)
+        except Exception as error:
+            _log.warning("piece %s of the stream is lost: %s", piece["number"], type(error).__name__)
+
+    async def _report(self, job: Job, body: dict[str, Any], streamed: bool) -> None:
+        """Tell the platform how a job ended, once."""
+        if self._lifecycle.refresh_wanted:
+            body["stopPod"] = True
+        try:
+            await self._send(self._session(), body, job, is_stream=streamed)
+        except Exception:
+            _log.exception("job %s could not be reported", job["id"])
+            return
+        self._lifecycle.reported(job["id"])
+
+    async def _catch_up(self) -> None:
+        """Report what the worker before this one took, and was killed before it could report. Else the
+        platform waits until its own timeout, or hands a job that kills its worker to one after the other."""
+        for record in self._lifecycle.unreported:
+            try:
+                with logs.of_job(record.id):
+                    await self._report({"id": record.id}, answer_of(record), streamed=False)
+            finally:
+                self._held.discard(record.id)
+
+    def _session(self) -> ClientSession:
+        assert self._reports is not None, "no job was taken by `take`"
+        return self._reports
 
     # -------------------------------------------------------------- the end
 
@@ -259,6 +275,8 @@ class Worker:
 
         self._on_start()
         self._reports = patient_session(session)
+        self._held |= {record.id for record in self._lifecycle.unreported}
+        self._catching_up = asyncio.ensure_future(self._catch_up())
         poll = Poll(session)
         loop = asyncio.get_running_loop()
         self._stop.then(lambda: loop.call_soon_threadsafe(self._stop_now))
@@ -279,6 +297,7 @@ class Worker:
         await _until(lambda: not self._held, REPORT)
         for job_id in self._held:
             _log.error("job %s could not be reported within %.0f s", job_id, REPORT)
+        self._lifecycle.close()
         leave()
 
 
@@ -318,9 +337,9 @@ class ProgressSender:
 
 
 def answer_of(record: Record) -> dict[str, Any]:
-    """What the SDK sends for a job that has ended."""
+    """What the platform is told of a job that has ended."""
     if record.state is State.COMPLETED:
-        return dict(record.output or {})
+        return {"output": dict(record.output or {})}
     return error_of(record.error)
 
 

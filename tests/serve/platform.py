@@ -6,6 +6,9 @@
     POST job-stream/$RUNPOD_POD_ID/$ID a piece of a stream
     GET  ping/$RUNPOD_POD_ID           heartbeat, and a fitness check that failed
 
+and those of callers, as its documentation has them: POST run, GET and POST status/$ID, GET stream/$ID, POST
+cancel/$ID.
+
 On bare sockets, so that it knows what a web framework hides: whether the worker still listened when a job
 was handed out. A job is handed out only to a connection whose other half is open at that moment.
 """
@@ -25,6 +28,8 @@ from urllib.parse import parse_qs, urlsplit
 KEY = "rpa_a_secret_of_the_worker"
 WORKER = "worker-1"
 POLL = 5.0  # seconds that a poll is held open
+LARGEST_PIECE = 1_000_000  # bytes of a piece of a stream, with its envelope
+LARGEST_RESULT = 20_000_000
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Report:
     body: dict[str, Any]
     query: dict[str, list[str]]
     time: float = field(default_factory=time.monotonic)
+    given: bool = False  # a piece, to a caller
 
     @property
     def final(self) -> bool:
@@ -56,6 +62,7 @@ class Platform:
         self.pings: list[dict[str, list[str]]] = []
         self.keys: set[str] = set()
         self.polls = 0  # that are open
+        self.cancelled: set[str] = set()
         self._jobs: list[dict[str, Any]] = []
         self._stops: list[str] = []
         self._loop = asyncio.new_event_loop()
@@ -185,11 +192,42 @@ class Platform:
         if call == "ping":
             self.pings.append(query)
             return 200, {}
+        if call in ("run", "status", "stream", "cancel"):
+            return 200, await self._asked(call, body, *names)
         if self.down:
             return 503, {}
+        if len(body) > (LARGEST_PIECE if call == "job-stream" else LARGEST_RESULT):
+            return 413, {}
         await asyncio.sleep(self.slow)
         self.reports.setdefault(names[1], []).append(Report(call, json.loads(body), query))
         return 200, {}
+
+    async def _asked(self, call: str, body: bytes, job_id: str = "") -> dict[str, Any]:
+        """A caller's call, and its answer."""
+        if call == "run":
+            job_id = uuid.uuid4().hex
+            await self._add(self._jobs, {"id": job_id, "input": json.loads(body)["input"]})
+            return {"id": job_id, "status": "IN_QUEUE"}
+        if call == "cancel":
+            await self._add(self._stops, job_id)
+            self.cancelled.add(job_id)
+            return {"id": job_id, "status": "CANCELLED"}
+        reports = self.reports.get(job_id, [])
+        told = [each.body for each in reports if each.kind == "job-done"]
+        if call == "status":
+            return {**(told[-1] if told else {}), "id": job_id, "status": self._status(job_id)}
+        new = [each for each in reports if each.kind == "job-stream" and not each.given]
+        for each in new:
+            each.given = True
+        return {"status": self._status(job_id), "stream": [each.body for each in new]}
+
+    def _status(self, job_id: str) -> str:
+        finals = self.finals(job_id)
+        if job_id in self.cancelled:
+            return "CANCELLED"
+        if finals:
+            return "FAILED" if "error" in finals[0] else "COMPLETED"
+        return "IN_PROGRESS" if job_id in self.taken else "IN_QUEUE"
 
     async def _poll(self, queue: list[Any], reader: asyncio.StreamReader) -> Any:
         """The next item of a queue, given only to a worker that still listens; None after a while."""

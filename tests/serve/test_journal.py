@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def worker(path: Path, **changes: Any) -> Iterator[Lifecycle]:
         yield jobs
     finally:
         asyncio.run(jobs.drain(10))
+        jobs.close()
 
 
 def written(path: Path, *records: Record) -> Path:
@@ -90,6 +92,8 @@ def test_what_is_appended_is_read_and_the_last_line_of_a_job_counts(tmp_path: Pa
         b'\n{"id": 7, "state": "IN_QUEUE", "created": 1}',
         b'\n{"id": "x", "state": "IN_QUEUE", "created": 1, "more": 2}',
         b"\n\n\n",
+        b'\n{"id": "nobody", "reported": true}',
+        b'\n{"id": ["done"], "reported": true}',
     ],
 )
 def test_a_line_that_is_torn_or_not_ours_spoils_only_itself(torn: bytes, tmp_path: Path) -> None:
@@ -129,6 +133,27 @@ def test_what_was_not_done_has_failed_exactly_once_and_is_not_run(tmp_path: Path
         assert jobs.get("half") == died[0]
 
 
+def test_what_was_reported_is_told_apart_and_its_result_is_written_once(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", DONE, HALF)
+    with worker(path) as jobs:
+        assert [record.id for record in jobs.unreported] == ["done", "half"]
+        jobs.submit({"data": "x" * 1000}, "new")
+        asyncio.run(jobs.wait("new", 10))
+        jobs.reported("done")
+        size = path.stat().st_size
+        jobs.reported("new")
+        jobs.reported("new")
+        jobs.reported("nobody")
+        assert path.stat().st_size < size + 100
+    with worker(path) as jobs:
+        assert [record.id for record in jobs.unreported] == ["half"]
+        known = jobs.get("new")
+        assert known and known.reported and known.output == {"ran": "new", "data": "x" * 1000}
+    written(path, replace(DONE, id="cancelled", state=State.CANCELLED))
+    with worker(path) as jobs:
+        assert jobs.unreported == (), "who cancelled a job knows of its end"
+
+
 def test_a_job_is_written_down_before_its_submission_is_answered(tmp_path: Path) -> None:
     path, gate = tmp_path / "journal", threading.Event()
 
@@ -143,6 +168,7 @@ def test_a_job_is_written_down_before_its_submission_is_answered(tmp_path: Path)
     asyncio.run(jobs.wait("b", 10))
     assert [record.state for record in read_only(path)] == [State.COMPLETED] * 2
     asyncio.run(jobs.drain(1))
+    jobs.close()
 
 
 def test_a_finished_job_is_known_with_its_output_and_not_run_again(tmp_path: Path) -> None:
@@ -185,7 +211,7 @@ def test_a_long_life_does_not_make_the_file_grow(tmp_path: Path, monkeypatch: py
         assert [number for number in range(60) if jobs.get(f"j{number}")] == [55, 56, 57, 58, 59]
 
 
-def test_a_journal_in_use_is_refused_and_free_again_after_the_drain(tmp_path: Path) -> None:
+def test_a_journal_in_use_is_refused_and_free_again_when_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with worker(path):
         with pytest.raises(ConfigError) as caught:

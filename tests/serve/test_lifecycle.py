@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.errors import UnavailableError, UsageError
-from app.serve import lifecycle as module
+from app.serve import kept as module
 from app.serve.record import State
 from app.serve.reporter import Reporter
 from tests.serve.jobs import Payload, finished, made, running, stepping, until

@@ -103,12 +103,37 @@ def test_a_job_that_hangs_is_given_up_and_its_late_result_counts_for_nothing() -
     jobs.submit({}, "hangs")
     record = finished(jobs, "hangs")
     assert record.state is State.TIMED_OUT
-    assert jobs.refresh_wanted
+    assert jobs.refresh_wanted and jobs.dead
     gate.set()
     until(lambda: jobs.counts()[State.IN_PROGRESS] == 0)
     assert jobs.get("hangs") == record
     assert jobs.counts()[State.TIMED_OUT] == 1
     assert jobs.counts()[State.COMPLETED] == 0
+
+
+def test_when_the_thread_dies_no_job_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate = threading.Event()
+    jobs = made(lambda job_id, payload, reporter: {"done": gate.wait(10)})
+    jobs.submit({}, "first")
+    running(jobs, "first")
+    jobs.submit({}, "second")
+    jobs.submit({}, "third")
+    monkeypatch.setattr(threading, "Timer", no_thread)
+    gate.set()
+    assert finished(jobs, "first").state is State.COMPLETED
+    for name in ("second", "third"):
+        record = finished(jobs, name)
+        assert record.state is State.FAILED
+        assert record.error and record.error["code"] == "worker_died"
+    assert jobs.dead and jobs.refresh_wanted
+    assert jobs.counts()[State.IN_QUEUE] == jobs.counts()[State.IN_PROGRESS] == 0
+    with pytest.raises(UnavailableError) as caught:
+        jobs.submit({}, "fourth")
+    assert caught.value.code == "draining"
+    asyncio.run(jobs.drain(60))
 
 
 def test_drain_when_idle_returns_at_once_and_takes_nothing_more() -> None:

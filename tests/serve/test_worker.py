@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,58 +22,7 @@ import pytest
 
 from app.serve import worker
 from tests.serve.platform import KEY, Platform
-from tests.serve.worker_process import ROOT, Running, Workers
-
-START = 20.0  # seconds that a worker may take to its first poll, on a busy machine
-QUICK = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    server = Platform()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def environment(platform: Platform) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "BUCKET_SECRET_ACCESS_KEY": "bucket-secret",
-        "HF_TOKEN": "hf_secret",
-        **QUICK,
-        **platform.environment(),
-    }
-
-
-@pytest.fixture(scope="module")
-def workers(environment: dict[str, str]) -> Iterator[Workers]:
-    made = Workers(environment)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(workers: Workers, platform: Platform, tmp_path: Path) -> Iterator[Any]:
-    """Starts a worker and waits until it polls."""
-    started: list[Running] = []
-
-    def starter(*, polls: bool = True, **options: Any) -> Running:
-        running = workers.start(tmp_path / f"log{len(started)}", **options)
-        started.append(running)
-        if polls:
-            platform.until(lambda: platform.polls, START, "a poll of the worker")
-        return running
-
-    yield starter
-    for running in started:
-        running.kill()
-    platform.until(lambda: not platform.polls)
-    platform.waiting()
-    platform.delay = platform.slow = 0.0
-    platform.down = False
+from tests.serve.worker_process import ROOT, START
 
 
 def error_of(report: dict[str, Any]) -> dict[str, str]:
@@ -153,8 +101,8 @@ def test_a_stream_is_sent_piece_by_piece(start: Any, platform: Platform) -> None
     job = platform.put({"task": "fake", "steps": 4, "seconds": 0.03, "stream": True})
     final = platform.final(job)
     pieces = [each.body["output"] for each in platform.reports[job] if each.kind == "job-stream"]
-    assert pieces == [*({"number": n, "frame": n} for n in range(4)), {"done": job}]
-    assert final == {"output": pieces}
+    assert pieces == [{"number": n, "frame": n, "data": ""} for n in range(4)]
+    assert final == {"output": {"done": job}}
     assert platform.reports[job][-1].query["isStream"] == ["true"]
 
     failed = platform.put({"task": "fake", "steps": 2, "stream": True, "fail": "coded"})
@@ -192,6 +140,81 @@ def test_after_memory_ran_out_the_worker_is_replaced(start: Any, platform: Platf
     assert report.pop("stopPod") is True
     assert error_of(report)["code"] == "out_of_memory"
     assert running.wait() == 0
+
+
+def test_when_the_inference_thread_dies_the_job_fails_and_the_worker_is_replaced(
+    start: Any, platform: Platform
+) -> None:
+    running = start()
+    last = platform.put({"task": "fake", "no_threads": True})
+    assert platform.final(last) == {"output": {"done": last}}
+    report = dict(platform.final(platform.put({"task": "fake"})))
+    assert report.pop("stopPod") is True
+    assert error_of(report)["code"] == "worker_died"
+    assert running.wait() == 0
+    assert "can't start new thread" in running.log()
+
+
+# ------------------------------------------------------------------ a worker that was killed
+
+
+def test_a_job_that_killed_its_worker_is_reported_once_by_the_next(
+    start: Any, platform: Platform, tmp_path: Path
+) -> None:
+    journal = str(tmp_path / "journal")
+    first = start(journal=journal)
+    done = platform.put({"task": "fake"})
+    platform.final(done)
+    job = platform.put({"task": "fake", "steps": 1000, "seconds": 0.02, "stream": True})
+    platform.until(lambda: job in platform.reports, what="a piece")
+    first.kill()
+    for _ in range(2):
+        second = start(journal=journal)
+        assert error_of(platform.final(job))["code"] == "worker_died"
+        following = platform.put({"task": "fake"})
+        assert platform.final(following) == {"output": {"done": following}}
+        time.sleep(0.1)
+        second.kill()
+    assert len(platform.finals(job)) == len(platform.finals(done)) == 1
+    again = platform.put({"task": "fake"}, job_id=job)
+    start(journal=journal)
+    platform.until(lambda: len(platform.finals(again)) == 2)
+    assert error_of(platform.finals(again)[1])["code"] == "worker_died", "it is not run again"
+
+
+def test_a_result_that_could_not_be_reported_is_not_lost_with_its_worker(
+    start: Any, platform: Platform, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    first = start(journal=str(journal))
+    platform.down = True
+    job = platform.put({"task": "fake"})
+    platform.until(lambda: '"COMPLETED"' in journal.read_text())
+    first.kill()
+    platform.down = False
+    for _ in range(2):
+        next_one = start(journal=str(journal))
+        assert platform.final(job) == {"output": {"done": job}}
+        time.sleep(0.1)
+        next_one.terminate()
+        assert next_one.wait() == 0
+    assert len(platform.finals(job)) == 1
+
+
+def test_what_sigterm_ended_is_not_reported_again(start: Any, platform: Platform, tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal")
+    first = start(journal=journal, grace=0.2)
+    job = platform.put({"task": "fake", "steps": 1, "seconds": 30})
+    platform.until(lambda: job in platform.reports, what="progress")
+    first.terminate()
+    assert first.wait() == 0
+    start(journal=journal)
+    following = platform.put({"task": "fake"})
+    platform.final(following)
+    assert [error_of(each)["code"] for each in platform.finals(job)] == ["worker_stopping"]
+
+
+# ------------------------------------------------------------------ children
 
 
 def test_children_and_pings(start: Any, platform: Platform) -> None:

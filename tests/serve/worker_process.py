@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+START = 20.0  # seconds that a worker may take to its first poll, on a busy machine
+QUICK = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
 
 
 class FakeBoot:
@@ -47,7 +49,7 @@ def fake_run(job_id: str, payload: Mapping[str, Any], reporter: Any) -> Any:
         time.sleep(payload.get("seconds", 0.0))
         reporter.advance(1)
         if payload.get("stream"):
-            reporter.emit({"frame": step})
+            reporter.emit({"frame": step, "data": "x" * payload.get("size", 0)})
     reporter.finish()
     if payload.get("fail") == "coded":
         raise InputError("clip_damaged", "clip.mp4 ends after 3 of 9 frames; send a whole one.")
@@ -60,7 +62,13 @@ def fake_run(job_id: str, payload: Mapping[str, Any], reporter: Any) -> Any:
         return {"names": sorted(line.split("=")[0] for line in shown.splitlines() if "=" in line)}
     if payload.get("memory"):
         raise MemoryError
+    if payload.get("no_threads"):
+        threading.Timer = _no_thread  # type: ignore[misc, assignment]
     return {"done": job_id}
+
+
+def _no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def fake_validate(payload: Any) -> None:
@@ -82,14 +90,14 @@ def work(options: Mapping[str, Any]) -> None:
 
     logs.setup("auto", sys.stderr, hosted=True)  # before the SDK is imported, which else sets up its own
     boot = FakeBoot(options.get("boot", 0.0), options.get("reason"))
-    lifecycle = Lifecycle(fake_run, timeout=60, keep_seconds=60)
+    journal = Path(options["journal"]) if "journal" in options else None
+    lifecycle = Lifecycle(fake_run, timeout=60, keep_seconds=60, journal=journal)
     serve_on_platform(
         lifecycle,
         boot,
         stop,
         validate=fake_validate,
         grace=options.get("grace", 5.0),
-        streams=lambda payload: bool(payload.get("stream")),
     )
 
 
