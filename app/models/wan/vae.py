@@ -13,7 +13,7 @@ Attribute names are the checkpoint's tensor names. Knows nothing of files, devic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -152,14 +152,17 @@ class Encoder(nn.Module):
             for layer in down_layers(config)
         )
         self.middle = middle(width)
-        self.head = head(width, 2 * config.z_dim)
+        self.last = ChannelNorm(width, 1, 1, 1), CausalConv3d(width, 2 * config.z_dim, padding=1, zeros=True)
+        self.head = numbered({0: self.last[0], 2: self.last[1]})
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
         """x: (batch, 3, frames, height, width), a whole clip or its next slice."""
         x = self.conv1(x, state)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, state)
-        return activated(self.head["0"], self.head["2"], x, state)
+        window = activated(x, *self.last)
+        del x
+        return self.last[1].over(window, state)
 
 
 class Decoder(nn.Module):
@@ -176,14 +179,18 @@ class Decoder(nn.Module):
             else Upsample(layer.width, layer.time)
             for layer in up_layers(config)
         )
-        self.head = head(config.widths[0], 3)
+        width = config.widths[0]
+        self.last = ChannelNorm(width, 1, 1, 1), CausalConv3d(width, 3, padding=1, zeros=True)
+        self.head = numbered({0: self.last[0], 2: self.last[1]})
 
     def forward(self, z: Tensor, state: CausalState | None) -> Tensor:
         """z: (batch, z_dim, latents, height, width), a whole clip or its next ones."""
         x = self.conv1(z, state)
         for layer in (*self.middle, *self.upsamples):
             x = layer(x, state)
-        return activated(self.head["0"], self.head["2"], x, state)
+        window = activated(x, *self.last)
+        del x
+        return self.last[1].over(window, state)
 
 
 def middle(width: int) -> nn.ModuleList:
@@ -191,10 +198,9 @@ def middle(width: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
 
 
-def head(width: int, out: int) -> nn.ModuleDict:
-    """The last norm and convolution, under their numbers in the original's list of layers."""
-    conv = CausalConv3d(width, out, padding=1, zeros=True)
-    return nn.ModuleDict({"0": ChannelNorm(width, 1, 1, 1), "2": conv})
+def numbered(layers: Mapping[int, nn.Module]) -> nn.ModuleDict:
+    """Layers under their numbers in the original's lists, which also number what has no weights."""
+    return nn.ModuleDict({str(number): layer for number, layer in layers.items()})
 
 
 class ChannelNorm(nn.Module):
@@ -232,12 +238,11 @@ class ChannelNorm(nn.Module):
             F.silu(torch.mul(row, gamma, out=target).div_(length), inplace=True)
 
 
-def activated(norm: nn.Module, conv: nn.Module, x: Tensor, state: CausalState | None) -> Tensor:
-    """conv(silu(norm(x))): what the convolution reads is written once, into its window."""
-    assert isinstance(norm, ChannelNorm) and isinstance(conv, CausalConv3d)
+def activated(x: Tensor, norm: ChannelNorm, conv: CausalConv3d) -> Tensor:
+    """The window of `conv` that holds silu(norm(x)): written once, where the convolution reads it."""
     window = conv.window(x, *x.shape[2:])
     norm.silu(x, out=conv.own(window))
-    return conv.over(window, state)
+    return window
 
 
 class ResidualBlock(nn.Module):
@@ -245,19 +250,18 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        layers = {
-            "0": ChannelNorm(width, 1, 1, 1),
-            "2": CausalConv3d(width, out, padding=1, zeros=True),
-            "3": ChannelNorm(out, 1, 1, 1),
-            "6": CausalConv3d(out, out, padding=1, zeros=True),
-        }
-        self.residual = nn.ModuleDict(layers)  # by their numbers in the original's list of layers
+        self.first = ChannelNorm(width, 1, 1, 1), CausalConv3d(width, out, padding=1, zeros=True)
+        self.second = ChannelNorm(out, 1, 1, 1), CausalConv3d(out, out, padding=1, zeros=True)
+        self.residual = numbered({0: self.first[0], 2: self.first[1], 3: self.second[0], 6: self.second[1]})
         self.shortcut = CausalConv3d(width, out, 1) if width != out else None
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
         """x: (batch, channels, frames, height, width), a whole clip or its next slice."""
-        h = activated(self.residual["0"], self.residual["2"], x, state)
-        h = activated(self.residual["3"], self.residual["6"], h, state)
+        h = self.first[1].over(activated(x, *self.first), state)
+        window = activated(h, *self.second)
+        del h  # at full resolution each of these is the size of everything else together
+        h = self.second[1].over(window, state)
+        del window
         return h.add_(x if self.shortcut is None else self.shortcut(x))
 
 
@@ -287,8 +291,7 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
-        # The 1 is its number in the original's list of layers; 0 pads the bottom and the right.
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(width, width, 3, stride=2)})
+        self.resample = numbered({1: nn.Conv2d(width, width, 3, stride=2)})  # 0 pads bottom and right
         self.time_conv = nn.Conv3d(width, width, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
@@ -314,8 +317,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
-        # The 1 is its number in the original's list of layers; 0 repeats pixels.
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(width, width // 2, 3, padding=1)})
+        self.resample = numbered({1: nn.Conv2d(width, width // 2, 3, padding=1)})  # 0 repeats pixels
         self.time_conv = CausalConv3d(width, 2 * width, (3, 1, 1), zeros=True) if time else None
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:

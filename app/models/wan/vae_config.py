@@ -191,6 +191,42 @@ def up_layers(config: VAEConfig) -> Iterator[Layer]:
             width //= 2
 
 
+def decode_bytes(config: VAEConfig, height: int, width: int, *, latents: int = 1, item: int = 2) -> int:
+    """Memory that decoding to height x width takes, `latents` at a time, beside weights and results: what
+    is remembered between blocks, and the largest layer's tensors. item: bytes of a number. A device's own
+    workspace comes on top."""
+    pixels = height * width // config.spatial_factor**2
+    kept, largest = 2 * pixels * (config.z_dim + 4 * config.widths[-1]), 0
+    for layer in up_layers(config):
+        if isinstance(layer, Block):
+            kept += 2 * pixels * (layer.width + layer.out)
+            largest = max(largest, _block_numbers(layer, latents, pixels))
+        else:
+            kept += 2 * pixels * layer.width * layer.time
+            latents, pixels = latents * (1 + layer.time), pixels * 4
+    return item * (kept + 2 * pixels * config.widths[0] + largest)
+
+
+def encode_bytes(config: VAEConfig, height: int, width: int, *, latents: int = 1, item: int = 2) -> int:
+    """The same for encoding clips of height x width."""
+    pixels, frames = height * width, latents * config.temporal_factor
+    kept, largest = 2 * pixels * 3, 0
+    for layer in down_layers(config):
+        if isinstance(layer, Block):
+            kept += 2 * pixels * (layer.width + layer.out)
+            largest = max(largest, _block_numbers(layer, frames, pixels))
+        else:
+            frames, pixels = frames // (1 + layer.time), pixels // 4
+            kept += pixels * layer.width * layer.time
+    return item * (kept + 2 * pixels * 5 * config.widths[-1] + largest)
+
+
+def _block_numbers(block: Block, frames: int, pixels: int) -> int:
+    """Numbers in a residual block's input, the second convolution's window, what that remembered of the
+    block before, and its output."""
+    return pixels * (frames * block.width + (frames + 4) * block.out + frames * block.out)
+
+
 def vae_tensors(config: VAEConfig) -> dict[str, Shape]:
     """Name and shape of every tensor of the checkpoint, in the original's names."""
     return dict([*_encoder(config), *_quantisation(config), *_decoder(config)])

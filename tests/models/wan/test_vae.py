@@ -1,21 +1,23 @@
 """Wan's VAE: slices equal to the whole, and equal to diffusers' AutoencoderKLWan. Goldens: test_golden.py."""
 
+from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from app.models.wan.vae import ChannelNorm, Upsample, WanVAE
-from app.models.wan.vae_config import VAEConfig
+from app.models.wan.vae_config import VAEConfig, decode_bytes, encode_bytes
 from tests.golden import draw
 from tests.seeded import randn
 
 NANO = VAEConfig.nano()
-SMALL = replace(NANO, dim=4)  # one more kind for each way in which time may be halved
+SMALL = replace(NANO, dim=4)
 TIMES = [(False, True, True), (True, True, False), (False, False, True), (False, False, False)]
 
 
@@ -172,6 +174,19 @@ def test_sixteen_bits(dtype, bound):
 
 
 @torch.inference_mode()
+def test_a_copy_is_a_copy():
+    """Layers that are reached in two ways are still the same layers after a copy."""
+    vae = build(NANO)
+    z = randn("z", 1, 16, 2, 2, 3)
+    y = vae.decode(z)
+    other = deepcopy(vae)
+    for parameter in vae.parameters():
+        parameter.zero_()
+    assert error(other.decode(z), y) == 0
+    assert vae.decode(z).abs().max() == 0
+
+
+@torch.inference_mode()
 def test_black_is_finite():
     """Zeros everywhere, as in a norm of nothing."""
     vae = build(NANO)
@@ -243,3 +258,30 @@ def test_norm_equals_the_definition():
         out = torch.empty_like(x, dtype=dtype)
         low.silu(x.to(dtype), out)
         assert error(out, exact) < bound
+
+
+@pytest.mark.parametrize("latents", [1, 3])
+@torch.inference_mode()
+def test_memory_is_as_estimated(latents):
+    vae, (height, width) = build(NANO), (96, 160)
+    z, x = torch.zeros(1, 16, latents, height // 8, width // 8), torch.zeros(1, 3, 4 * latents, height, width)
+
+    def decode() -> None:
+        for _ in vae.decode_stream([z, z], latents=latents):
+            pass
+
+    def encode() -> None:
+        for _ in vae.encode_stream([x[:, :, :1], x, x], latents):
+            pass
+
+    for run, estimate in ((decode, decode_bytes), (encode, encode_bytes)):
+        expected = estimate(NANO, height, width, latents=latents, item=4)
+        assert 0.9 * expected < peak(run) < 1.2 * expected
+
+
+def peak(run) -> int:
+    """The most bytes that `run` holds at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
