@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from app.boot.locate import Found, Missing, locate_all
 from app.boot.manifest import FileEntry, Manifest
 from app.boot.verify import Report, Selection, select_models, verify
 from app.errors import ConfigError, UsageError
-from app.models.registry import contents, load_model
-from app.models.source import Source
+from app.models.registry import contents, family, load_model
+from app.models.source import Loading, Source
 from app.progress import Progress
 from app.settings import Settings
 
@@ -191,12 +192,16 @@ def load_staged(
     loading: Progress,
     cancel: Event | None = None,
     on_staged: Callable[[Staged], None] = lambda copy: None,
+    *,
+    eager: bool = False,
+    unread: Collection[str] = (),
 ) -> Generator[Loaded]:
     """Stage and load the models, each as soon as it is ready: while one loads, the next one is staged.
     Staging begins with the call.
 
-    `on_staged` is told of each file. Copies that this process made are given back once every model that
-    reads them is loaded, unless the settings keep them.
+    `on_staged` is told of each file. A copy that this process made is given back once every model has read
+    it, unless the settings keep them. `eager`: what every job may need is loaded now, not with the first
+    job. `unread` are parts that no job will read: they are not staged.
 
     Raises:
         What `stage_files` and a model's loader raise. Staging is given up then.
@@ -205,27 +210,22 @@ def load_staged(
 
     cancel = cancel or threading.Event()
     files = found_files(selection)
-    staged: dict[Path, Staged] = {}
+    copies = _Copies(settings, files)
     ahead = ThreadPoolExecutor(1, "stage")
 
     def stage_model(name: str) -> dict[Path, Staged]:
-        own = Selection({name: selection.located[name]}, {})
-        return stage_files(settings, manifest, own, hashes, staging, cancel, staged)
+        parts = {part: place for part, place in selection.located[name].items() if part not in unread}
+        own = Selection({name: parts}, {})
+        return stage_files(settings, manifest, own, hashes, staging, cancel, copies.staged)
 
     def load(first: Future[dict[Path, Staged]]) -> Generator[Loaded]:
         try:
             for place, (name, parts) in enumerate(files.items()):
-                for path, copy in first.result().items():
-                    if path not in staged:
-                        staged[path] = copy
-                        on_staged(copy)
-                later = list(files)[place + 1 :]
-                if later:
-                    first = ahead.submit(stage_model, later[0])
-                yield _load(settings, manifest, name, parts, staged, loading)
-                needed = {found.path for other in later for found in files[other].values()}
-                read = {found.path for found in parts.values()}.intersection(staged)
-                _give_back(settings, [staged.pop(path) for path in read - needed])
+                for copy in copies.add(first.result()):
+                    on_staged(copy)
+                for later in list(files)[place + 1 : place + 2]:
+                    first = ahead.submit(stage_model, later)
+                yield _load(settings, manifest, name, parts, copies, hashes, loading, eager)
         except BaseException:
             cancel.set()
             raise
@@ -235,34 +235,70 @@ def load_staged(
     return load(ahead.submit(stage_model, next(iter(files))))  # at once, not when the first is asked for
 
 
+class _Copies:
+    """Staged files, each given back when the last model that reads it is done with it. Models may be done
+    at any time, in any thread."""
+
+    def __init__(self, settings: Settings, files: Files) -> None:
+        self.staged: dict[Path, Staged] = {}
+        self._keep = settings.keep_staged
+        self._readers = {
+            found.path: {name for name, parts in files.items() if found in parts.values()}
+            for parts in files.values()
+            for found in parts.values()
+        }
+        self._lock = threading.Lock()
+
+    def add(self, staged: Mapping[Path, Staged]) -> list[Staged]:
+        """Take over files that were staged; returns those that are new."""
+        with self._lock:
+            new = {path: copy for path, copy in staged.items() if path not in self.staged}
+            self.staged |= new
+        return list(new.values())
+
+    def done(self, model: str, path: Path) -> None:
+        """`model` will not read this file from its copy again."""
+        from app.boot.stage import unstage
+
+        with self._lock:
+            self._readers[path].discard(model)
+            if not self._readers[path] and path in self.staged:
+                copy = self.staged.pop(path)
+                if copy.nbytes and not self._keep:  # one that was there before belongs to somebody else
+                    unstage(copy)
+
+
 def _load(
     settings: Settings,
     manifest: Manifest,
     name: str,
     parts: Mapping[str, Found],
-    staged: Mapping[Path, Staged],
+    copies: _Copies,
+    hashes: HashRecord,
     progress: Progress,
+    eager: bool,
 ) -> Loaded:
     import time
 
     from app.device import place
 
     begin = time.perf_counter()
-    sources = {
-        part: Source(
-            staged[found.path].path if found.path in staged else found.path, found.entry.format, found.path
+    sources = {}
+    for part, found in parts.items():
+        staged = copies.staged.get(found.path)
+        sources[part] = Source(
+            staged.path if staged else found.path,
+            found.entry.format,
+            found.path,
+            found.entry.sha256 or (staged.sha256 if staged else None) or hashes.lookup(found.path),
+            partial(copies.done, name, found.path),
         )
-        for part, found in parts.items()
-    }
     model = manifest.models[name]
-    placement = place(settings.device, settings.dtype)
-    pipeline = load_model(model, sources, placement, settings.readers, progress)
+    loading = Loading(
+        place(settings.device, settings.dtype), settings.readers, progress,
+        text_encoder=settings.text_encoder, eager=eager, cache=settings.cache,
+    )  # fmt: skip
+    pipeline = load_model(model, sources, loading)
+    for part in parts.keys() - family(model).lazy:
+        sources[part].done()
     return Loaded(name, model.task, pipeline, time.perf_counter() - begin)
-
-
-def _give_back(settings: Settings, copies: Sequence[Staged]) -> None:
-    from app.boot.stage import unstage
-
-    for copy in copies:
-        if copy.nbytes and not settings.keep_staged:  # one that was there before belongs to somebody else
-            unstage(copy)

@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         description="Whether staged copies stay when the models that read them are loaded: for containers "
         "that share a /dev/shm or /tmp, and for parts that are read again. Off: their room is given back.",
     )
+    text_encoder: Literal["auto", "host", "release"] = Field(
+        default="auto",
+        description="Where the text encoder (11 GB) stays between prompts. auto: on the device while there "
+        "is room for it, else in host memory. host: in host memory. release: nowhere; it is read again for "
+        "a new prompt.",
+    )
     fetch: Literal["missing", "never"] = Field(
         default="never",
         description="missing: download what is missing of the models in SEEDPOD_MODELS at boot.",
@@ -71,8 +77,9 @@ class Settings(BaseSettings):
     )
     cache: Path | None = Field(
         default=None,
-        description="Folder for remembered hashes. Unset: `.seedpod` in the first root that can be "
-        "written, else in the user's cache folder.",
+        description="Folder for remembered hashes and for embeddings of prompts. Unset: hashes are kept in "
+        "`.seedpod` in the first root that can be written, else in the user's cache folder, and embeddings "
+        "in memory alone.",
     )
     user_cache: Path | None = Field(
         default=None,

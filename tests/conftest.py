@@ -22,9 +22,17 @@ from tools import make_nano
 
 @pytest.fixture(scope="session")
 def nano_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that holds nano's checkpoints. Tests that change files copy it."""
+    """A volume that holds the checkpoints of nano's SeedVR2. Tests that change files copy it."""
     root = tmp_path_factory.mktemp("volume")
-    make_nano.main(root)
+    make_nano.main(root, ["seedvr2"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def wan_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume that holds the checkpoints of nano's Wan. Tests that change files copy it."""
+    root = tmp_path_factory.mktemp("wan-volume")
+    make_nano.main(root, ["wan"])
     return root
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Write the checkpoints of the nano SeedVR2, in the original names and formats, into a volume.
+"""Write the checkpoints of the nano models, in the original names and formats, into a volume.
 
-    python tools/make_nano.py WORKSPACE
+    python tools/make_nano.py WORKSPACE [seedvr2] [wan]
 
 The weights are drawn by name, so every run writes the same numbers. They were never trained: what nano
-restores is faint noise over the colours of its source. It is for trying out everything around a model.
+restores is faint noise over the colours of its source, and what it generates is noise that moves. It is for
+trying out everything around a model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import math
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,39 +24,77 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.variants import VARIANTS
+from app.models.seedvr2.variants import VARIANTS as SEEDVR2
+from app.models.wan.clip_config import clip_tensors
+from app.models.wan.pose import PoseEmbedder
+from app.models.wan.transformer import Transformer
+from app.models.wan.umt5 import UMT5Encoder
+from app.models.wan.vae import WanVAE
+from app.models.wan.variants import VARIANTS as WAN
+from tools.nano_tokenizer import nano_tokenizer
 
-FOLDER = Path("nano/seedvr2")
 PROMPTS = {"pos_emb.pt": 58, "neg_emb.pt": 64}  # tokens, as in the published embeddings
 
 
-def main(workspace: Path) -> None:
-    """Write the four files under `workspace`."""
-    folder = workspace / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    nano = VARIANTS["nano"]
+def main(workspace: Path, families: Sequence[str] = ("seedvr2", "wan")) -> None:
+    """Write the files of these families under `workspace`."""
+    for name in families:
+        folder = workspace / "nano" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        {"seedvr2": seedvr2, "wan": wan}[name](folder)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            print(f"{path} {path.stat().st_size:,} bytes")
+
+
+def seedvr2(folder: Path) -> None:
+    """Transformer, VAE and the two prompts."""
+    nano = SEEDVR2["nano"]
     torch.save(drawn(DiT(nano.dit)), folder / "seedvr2_ema_nano.pth")
     torch.save(drawn(VideoVAE(nano.vae)), folder / "ema_vae.pth")
     for name, tokens in PROMPTS.items():
         torch.save(_normal(name, (tokens, nano.dit.text_dim)).bfloat16(), folder / name)
-    for path in sorted(folder.iterdir()):
-        print(f"{path} {path.stat().st_size:,} bytes")
 
 
-def drawn(model: nn.Module) -> dict[str, Tensor]:
+def wan(folder: Path) -> None:
+    """Transformer (both sets of weights, as training leaves them), VAE, text encoder and its tokenizer, pose
+    embedders, and the image half of CLIP."""
+    nano = WAN["nano"]
+    sections = {
+        section: {
+            f"model.{name}": tensor for name, tensor in drawn(Transformer(nano.transformer), section).items()
+        }
+        for section in ("generator", "generator_ema")
+    }
+    torch.save(sections, folder / "self_forcing_nano.pt")
+    torch.save(drawn(WanVAE(nano.vae)), folder / "Wan_VAE.pth")
+    t5 = {name: tensor.bfloat16() for name, tensor in drawn(UMT5Encoder(nano.text)).items()}
+    torch.save(t5, folder / "models_t5_nano.pth")
+    tokenizer = folder / "google/umt5-nano/tokenizer.json"
+    tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.write_text(nano_tokenizer())
+    torch.save(drawn(PoseEmbedder()), folder / "pose.ckpt")
+    clip = {name: _scaled(name, shape).half() for name, shape in clip_tensors(nano.clip).items()}
+    torch.save(clip, folder / "models_clip_nano.pth")
+
+
+def drawn(model: nn.Module, salt: str = "") -> dict[str, Tensor]:
     """A state dict whose matrices keep the size of what passes through them, and whose scales are near 1.
-    Buffers keep what the model computes."""
+    Buffers keep what the model computes. Another `salt`, other numbers."""
     state = model.state_dict()
     for name, parameter in model.named_parameters():
-        x = _normal(name, tuple(parameter.shape))
-        if parameter.ndim > 1:
-            x /= math.sqrt(parameter[0].numel())
-        else:
-            x = 0.1 * x + (1.0 if name.endswith("weight") or "scale" in name else 0.0)
-        state[name] = x
+        state[name] = _scaled(salt + name, tuple(parameter.shape))
     if "decoder.conv_out.weight" in state:
         state["decoder.conv_out.weight"] *= 0.2  # faint noise, so that the colours of the source show
     return state
+
+
+def _scaled(name: str, shape: tuple[int, ...]) -> Tensor:
+    x = _normal(name, shape)
+    if "gamma" in name:
+        return 0.1 * x + 1
+    if len(shape) > 1:
+        return x / math.sqrt(math.prod(shape[1:]))
+    return 0.1 * x + (1.0 if name.endswith("weight") or "scale" in name else 0.0)
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -64,4 +104,6 @@ def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("workspace", type=Path)
-    main(arguments.parse_args().workspace)
+    arguments.add_argument("families", nargs="*", metavar="FAMILY", help="seedvr2, wan; both unless named")
+    options = arguments.parse_args()
+    main(options.workspace, options.families or ("seedvr2", "wan"))

@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import ConfigError
 from app.models.seedvr2 import parts as seedvr2_parts
+from app.models.wan import parts as wan_parts
 
 if TYPE_CHECKING:
     from app.boot.manifest import ModelEntry
     from app.boot.tensorfile import TensorIndex
-    from app.device import Placement
-    from app.models.source import Source
-    from app.progress import Progress
+    from app.models.source import Loading, Source
 
-Loader = Callable[[str | None, Mapping[str, "Source"], "Placement", int, "Progress"], Any]
+Loader = Callable[[str | None, Mapping[str, "Source"], "Loading"], Any]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family: the task it does, its parts, and the two functions that know its files."""
+    """A family: the task it does, its parts, and the two functions that know its files.
+
+    `lazy` parts are read when a job first needs them: their loader says when it has.
+    """
 
     task: str
     parts: tuple[str, ...]
     optional: tuple[str, ...]
+    lazy: frozenset[str]
     contents: Callable[[str | None, str, TensorIndex], list[str]]
     loader: Callable[[], Loader]  # imports torch when called
 
@@ -39,8 +42,19 @@ def _seedvr2_loader() -> Loader:
     return load_restorer
 
 
+def _wan_loader() -> Loader:
+    from app.models.wan.load import load_generator
+
+    return load_generator
+
+
 FAMILIES = {
-    "seedvr2": Family("restore", seedvr2_parts.PARTS, (), seedvr2_parts.contents, _seedvr2_loader),
+    "seedvr2": Family(
+        "restore", seedvr2_parts.PARTS, (), frozenset(), seedvr2_parts.contents, _seedvr2_loader
+    ),
+    "wan": Family(
+        "generate", wan_parts.PARTS, wan_parts.OPTIONAL, wan_parts.LAZY, wan_parts.contents, _wan_loader
+    ),
 }
 
 
@@ -81,8 +95,6 @@ def contents(model: ModelEntry, part: str, index: TensorIndex) -> list[str]:
     return family(model).contents(model.variant, part, index)
 
 
-def load_model(
-    model: ModelEntry, files: Mapping[str, Source], placement: Placement, readers: int, progress: Progress
-) -> Any:
+def load_model(model: ModelEntry, files: Mapping[str, Source], loading: Loading) -> Any:
     """Load a model: a pipeline of its task, such as `Restorer`."""
-    return family(model).loader()(model.variant, files, placement, readers, progress)
+    return family(model).loader()(model.variant, files, loading)

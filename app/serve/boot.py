@@ -128,7 +128,15 @@ class Boot:
             hashes = chain.hash_record(settings)
             chain.check(settings, manifest, selection, hashes, progress).require_ok()
         loading = chain.load_staged(
-            settings, manifest, selection, hashes, progress, self._progress(), self.cancel, self._staged
+            settings,
+            manifest,
+            selection,
+            hashes,
+            progress,
+            self._progress(),
+            self.cancel,
+            self._staged,
+            eager=True,
         )
         from app.job.handle import make_context
         from app.job.models import Models

@@ -15,19 +15,17 @@ from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
 from app.models.seedvr2.restore import Restorer
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import current_name
-from app.models.source import Source
-from app.progress import Progress
+from app.models.source import Loading, Source
 
 
-def load_restorer(
-    variant: str | None, files: Mapping[str, Source], placement: Placement, readers: int, progress: Progress
-) -> Restorer:
+def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loading) -> Restorer:
     """Load the four parts, one at a time; between them memory is given back.
 
     Raises:
         ConfigError: A file's tensors are not the model's.
         FileError: A file cannot be read.
     """
+    placement, readers, progress = loading.placement, loading.readers, loading.progress
     dit_file, vae_file = files["dit"], files["vae"]
     dit_shape = dit_config(variant, read_index(dit_file.path, dit_file.format))
     dit = load(

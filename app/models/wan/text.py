@@ -92,6 +92,16 @@ class TextEncoder:
         parameters = self._model.parameters() if self._model else ()
         return sum(tensor.nbytes for tensor in parameters if tensor.device.type == self.device.type)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether T5 is in memory, on the device or the host's."""
+        return self._model is not None
+
+    def prepare(self) -> None:
+        """Load T5 now, so that the first prompt need not wait for it."""
+        with torch.inference_mode(False):
+            self._ready()
+
     def offload(self) -> None:
         """Move T5, if it is loaded, to host memory, from where the next new prompt brings it back.
         Nothing happens where the device is the CPU."""
