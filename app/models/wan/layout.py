@@ -1,6 +1,6 @@
 """What a clip of latents is to be: its size, how it is divided into blocks, and what it is made from.
 
-Everything that can be refused is refused here, before any work. It knows nothing of models' insides or of
+Everything that can be refused is refused here, before any work, and without torch. It knows nothing of models' insides or of
 how latents are made.
 
 Latent frames count from the clip's first one, be it given or generated. Layout of latents: (batch, 16,
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from app.errors import InputError
 from app.models.wan.config import LATENT_CHANNELS, POSE_DIM, TRAINED_BLOCK, TRAINED_FRAMES, TransformerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def check(config: TransformerConfig, layout: Layout, conditions: Conditions) -> 
             f"the poses are of {conditions.pose.shape[2]} latent frames, and the clip has {total}; "
             "expected a pose for each of its frames.",
         )
+    if conditions.initial is not None and not conditions.frames:
+        raise ValueError("initial holds no frame; expected None where nothing is given")
     if conditions.guidance != 1 and conditions.negative is None:
         raise ValueError(f"guidance {conditions.guidance} needs a negative prompt")
     if conditions.pose is not None and not config.takes_pose:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,9 @@ def test_who_takes_poses() -> None:
         "1.3b": False, "nano": True, "nano-i2v": True, "14b": True, "14b i2v": True, "1.3b with poses": True,
     }  # fmt: skip
     assert KINDS["14b"].dim == POSE_DIM
+
+
+@pytest.mark.parametrize("module", ["config", "pose_config", "layout"])
+def test_what_check_needs_is_torch_free(module: str) -> None:
+    code = f"import sys, app.models.wan.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=KEYS.parents[2])

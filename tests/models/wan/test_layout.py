@@ -83,6 +83,7 @@ def test_a_window_without_room_for_a_block_is_refused(window: int, sink: int) ->
             r"expected \(1, 16, 3, 4, 6\)",
         ),
         ({"initial": torch.zeros(2, 16, 3, *SIZE)}, "initial is"),
+        ({"initial": torch.zeros(1, 16, 0, *SIZE)}, "initial holds no frame"),
         ({"y": torch.zeros(1, 20, 6, *SIZE)}, "takes no condition y"),
         ({"pose": torch.zeros(1, 20, 6, 2, 3)}, "pose is"),
         ({"guidance": 3.0}, "needs a negative prompt"),
