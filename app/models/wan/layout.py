@@ -1,7 +1,7 @@
 """What a clip of latents is to be: its size, how it is divided into blocks, and what it is made from.
 
-Everything that can be refused is refused here, before any work, and without torch. It knows nothing of models' insides or of
-how latents are made.
+Everything that can be refused is refused here, before any work, and without torch. It knows nothing of
+models' insides or of how latents are made.
 
 Latent frames count from the clip's first one, be it given or generated. Layout of latents: (batch, 16,
 frames, height, width), normalised as the VAE's encoder leaves them.
