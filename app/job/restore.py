@@ -130,7 +130,7 @@ def run_restore(
     clock = Stopwatch()
     notes = list(job.info.notes)
     with clock("find cuts"):
-        pieces = _segments(job, restorer, progress, notes.append)
+        pieces = _segments(job, restorer, progress, notes.append, on_step)
     count = sum(len(piece.made) for piece in pieces)
     if count > job.most_frames:
         raise InputError(
@@ -217,23 +217,35 @@ def output_size(options: RestoreOptions) -> tuple[int, int]:
 
 
 def _segments(
-    job: RestoreJob, restorer: Restorer, progress: Progress, warn: Callable[[str], None]
+    job: RestoreJob,
+    restorer: Restorer,
+    progress: Progress,
+    warn: Callable[[str], None],
+    on_step: Callable[[], None],
 ) -> list[Segment]:
     """What to restore of each shot: all of it, or what the job's part says."""
     window, config = job.options.window, restorer.vae.config
     if job.part is not None:
         return segments(job.part.start, job.part.stop, job.part.edges, window, config)
-    lengths = [len(shot) for shot in _shots(job, progress, warn)]
+    lengths = [len(shot) for shot in _shots(job, progress, warn, on_step)]
     return [segment(length, Span(0, length), window, config) for length in lengths]
 
 
-def _shots(job: RestoreJob, progress: Progress, warn: Callable[[str], None]) -> list[Shot]:
+def _shots(
+    job: RestoreJob, progress: Progress, warn: Callable[[str], None], on_step: Callable[[], None]
+) -> list[Shot]:
     """The shots to restore each on its own; with cuts off, the whole clip as one. Damage at the very end
     of a file shows in this pass: the next one stops before it."""
     if job.info.is_image:
         return [Shot(0, 1)]
-    progress.start("find cuts", None, "frames")
-    shots = find_shots(job.info.path, job.info, rate=job.rate, warn=warn)
+    seconds = job.info.duration
+    progress.start("find cuts", None if seconds is None else round(seconds * job.rate), "frames")
+
+    def on_frame() -> None:
+        on_step()
+        progress.advance(1)
+
+    shots = find_shots(job.info.path, job.info, rate=job.rate, warn=warn, on_frame=on_frame)
     progress.finish(f"{shots[-1].stop} frames, {len(shots)} shot{'s' if len(shots) > 1 else ''}")
     return shots if job.request.cuts else [Shot(0, shots[-1].stop)]
 
@@ -251,13 +263,15 @@ def _restored(
     with closing(read):  # at once, not when somebody forgets the error that ended this
         frames = clock.around("read", read)
         if job.part is not None:
-            frames = _of_part(frames, job.part, pieces)
+            frames = _of_part(frames, job.part, pieces, on_step)
         for number, piece in enumerate(pieces, job.part.shot if job.part else 0):
             taken = islice(frames, len(piece.read))
             yield from restorer.restore_segment(taken, piece, job.options, number, on_step, clock)
 
 
-def _of_part(frames: Iterator[NDArray[Any]], part: Part, pieces: list[Segment]) -> Iterator[NDArray[Any]]:
+def _of_part(
+    frames: Iterator[NDArray[Any]], part: Part, pieces: list[Segment], on_step: Callable[[], None]
+) -> Iterator[NDArray[Any]]:
     """The frames of a part's source from the first that its pieces read on; an error where one is missing."""
     first, last = part.edges[0] + pieces[0].read.start, part.edges[-2] + pieces[-1].read.stop - 1
     needed = f"frames {first} to {last} of the clip are needed for {part.start} to {part.stop - 1}"
@@ -268,6 +282,7 @@ def _of_part(frames: Iterator[NDArray[Any]], part: Part, pieces: list[Segment]) 
         )
     held = part.source_start
     for frame in frames:
+        on_step()
         held += 1
         if held > first:
             yield frame

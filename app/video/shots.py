@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -51,14 +52,23 @@ def find_shots(
     *,
     rate: Fraction | None = None,
     warn: Callable[[str], None] | None = None,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> list[Shot]:
     """The shots of a clip read at `rate`, in order, without gaps; their lengths sum to its frames.
 
-    This pass reads to the very end: damage is found here. `warn` and errors as in `read_frames`.
+    This pass reads to the very end: damage is found here. `warn` and errors as in `read_frames`; `on_frame`
+    is called for each frame and may raise to stop.
     """
     scale = LONG_SIDE / max(info.width, info.height)
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    return shots_of(read_frames(path, info, rate=rate, size=size, warn=warn))
+    with closing(read_frames(path, info, rate=rate, size=size, warn=warn)) as frames:
+        return shots_of(_told(frames, on_frame))
+
+
+def _told(frames: Iterable[NDArray[Any]], on_frame: Callable[[], None]) -> Iterator[NDArray[Any]]:
+    for frame in frames:
+        on_frame()
+        yield frame
 
 
 def shots_of(frames: Iterable[NDArray[Any]]) -> list[Shot]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.errors import InputError, SeedpodError, UsageError
+from app.errors import InputError, JobStopped, SeedpodError, UsageError
 from app.job.request import Part, RestoreRequest
 from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
@@ -47,6 +47,19 @@ def restore(
 
 def frames_of(path: Path) -> list[np.ndarray]:
     return list(read_frames(path, probe(path)))
+
+
+def test_it_can_be_stopped_while_cuts_are_looked_for(short_clip: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def stop() -> None:
+        asked.append(1)
+        raise JobStopped("job_cancelled", "The job was cancelled by its caller.")
+
+    with pytest.raises(JobStopped):
+        restore(short_clip, tmp_path / "out.mp4", stop)
+    assert len(asked) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_length_rate_and_sound_stay(short_clip: Path, tmp_path: Path) -> None:

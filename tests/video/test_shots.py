@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.errors import InputError
+from app.errors import InputError, JobStopped
 from app.video.probe import probe
 from app.video.read import read_frames
 from app.video.shots import Shot, distance, find_shots, shots_of
@@ -192,6 +193,24 @@ def test_cuts_of_a_file(tmp_path: Path) -> None:
     turned = make(tmp_path / "b.mp4", "-display_rotation", "90", "-i", str(path), "-c", "copy")
     for one in (path, turned):
         assert find_shots(one, probe(one)) == [Shot(0, 30), Shot(30, 60)]
+
+
+def test_it_can_be_stopped_at_any_frame_and_ends_ffmpeg(tmp_path: Path) -> None:
+    seen = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 7:
+            raise JobStopped("job_cancelled", "The job was cancelled by its caller.")
+
+    path = clip(tmp_path / "a.mp4", frames=100)
+    with pytest.raises(JobStopped):
+        find_shots(path, probe(path), on_frame=stop)
+    assert len(seen) == 7
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    assert not children.exists() or "ffmpeg" not in str(
+        [Path(f"/proc/{pid}/comm").read_text() for pid in children.read_text().split()]
+    )
 
 
 def test_an_image_is_one_shot(tmp_path: Path) -> None:
