@@ -90,7 +90,7 @@ def download(
         InputError: `source_url_*`, `source_address_refused`, `source_redirects`, `source_not_found`,
             `source_denied`, `source_status`, `source_wrong_type`, `source_too_large`, `source_empty`.
         UnavailableError: `source_unreachable`, `source_certificate`, `source_too_slow`.
-        FileError: `sourcenot_stored`.
+        FileError: `source_not_stored`.
     """
     handle, name = tempfile.mkstemp(prefix="source-", dir=folder)
     transfer = _Transfer(url, os.fdopen(handle, "wb"), limits, network)
@@ -371,7 +371,7 @@ def not_stored(error: OSError) -> FileError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     why = "the disk is full" if full else (error.strerror or "it cannot be written")
     return FileError(
-        "sourcenot_stored",
+        "source_not_stored",
         f"The source cannot be stored: {why}. Give the worker more room in its temporary folder, or send a "
         "smaller file.",
     )
