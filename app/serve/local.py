@@ -10,7 +10,9 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -43,6 +45,8 @@ MAX_BODY_BYTES: Final = 10_000_000  # of `run`, as on the platform; `runsync` ta
 SYNC_WAIT_SECONDS: Final = 90.0  # as on the platform
 CANCEL_WAIT: Final = 1.0  # seconds for a running job to stop; the official client waits three for the answer
 DAY: Final = 86_400.0
+# Names that nobody can have lead elsewhere: those that are not public, and those of the platform's gateways.
+TRUSTED_NAMES: Final = (".localhost", ".local", ".internal", ".runpod.ai", ".runpod.net")
 
 DESCRIPTION: Final = (
     "RunPod's endpoint API on your own machine: under `/v2/<endpoint>`, where the official client looks for "
@@ -85,7 +89,8 @@ def create_app(
     Args:
         validate: Checks a payload before it is queued; raises UsageError.
         payloads: The models that `validate` checks against, by task, for the OpenAPI page.
-        api_key: If given, every call but /ping, /docs and /openapi.json needs `Authorization: Bearer <key>`.
+        api_key: If given, every call but /ping, /docs and /openapi.json needs `Authorization: Bearer <key>`;
+            if not, they answer only under an address or a local name.
         endpoint: The endpoint's id, as clients name it.
         max_body_bytes: Of a `run` request; `runsync` takes twice as much.
         sync_wait_seconds: How long `runsync` waits where the request does not say.
@@ -96,8 +101,8 @@ def create_app(
     install_handlers(app)
     api = Api(lifecycle, boot_state, validate, max_body_bytes, sync_wait_seconds)
     calls = _calls(api, run_body(payloads))
-    guard = [] if api_key is None else [Depends(_authorized(api_key))]
-    refused = {} if api_key is None else refusals(401)
+    guard = [Depends(_asked_by_its_own_name if api_key is None else _authorized(api_key))]
+    refused = refusals(421 if api_key is None else 401)
     known = [*guard, Depends(_is_endpoint(endpoint))]
     app.include_router(
         calls, prefix="/v2/{endpoint_id}", dependencies=known, responses={**refused, **refusals(404)}
@@ -240,6 +245,26 @@ def _figures(api: Api) -> APIRouter:
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     router.get("/metrics", response_class=Response, responses=text)(api.metrics)
     return router
+
+
+async def _asked_by_its_own_name(request: Request) -> None:
+    """Without a key, a web page could have its own name lead to this machine, and its scripts then ask here
+    as if this were their site: nobody but a browser is fooled by that, and it sends the page's name."""
+    host = request.headers.get("host", "")[:300]
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = host
+    if "." not in name or name.endswith(TRUSTED_NAMES):
+        return
+    try:
+        ip_address(name)
+    except ValueError:
+        raise UsageError(
+            "host_refused",
+            f"The request is for the host {name[:80]!r}; without a key, expected an address, localhost or "
+            "another name without dots. Set SEEDPOD_API_KEY to serve under any name.",
+        ) from None
 
 
 def _authorized(api_key: str) -> Callable[..., Awaitable[None]]:

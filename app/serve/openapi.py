@@ -19,6 +19,7 @@ WHY: Final[Mapping[int, str]] = {
     404: "No such job, or no such endpoint.",
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
+    421: "The request is for a host with a public name, which needs a key.",
     422: "A field of the request is wrong; the message names every one.",
     429: "The queue is full.",
     503: "The worker did not boot, or is stopping.",

@@ -26,6 +26,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "endpoint_unknown": 404,
     "request_too_large": 413,
     "request_not_json_type": 415,
+    "host_refused": 421,
     "queue_full": 429,
 }
 FRAMEWORK: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed"}

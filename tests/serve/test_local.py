@@ -333,6 +333,41 @@ def test_the_key_is_looked_at_before_anything_else() -> None:
             assert answer.status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("127.0.0.1:8000", True),
+        ("192.168.1.7", True),
+        ("[::1]:8000", True),
+        ("localhost:8000", True),
+        ("LOCALHOST", True),
+        ("seedpod:8000", True),  # as other containers know it
+        ("desk.local", True),
+        ("abc123.api.runpod.ai", True),
+        ("runpod.ai.pages.example", False),
+        ("", True),
+        ("pages.example:8000", False),
+        ("127.0.0.1.pages.example", False),
+        ("localhost.pages.example", False),
+        ("pages.example.", False),
+        ("[::1", True),  # no name at all
+    ],
+)
+def test_no_page_of_the_web_can_ask_under_its_own_name(host: str, answered: bool, refusing: Served) -> None:
+    for call in (requests.get, requests.post):
+        path = "/v2/local/health" if call is requests.get else "/v2/local/purge-queue"
+        answer = call(refusing.url + path, headers={"Host": host}, timeout=10)
+        assert answer.status_code == (200 if answered else 421), answer.text
+        assert answered or code_of(answer) == "host_refused"
+    assert refusing.get("/ping", headers={"Host": host}).status_code == 200
+
+
+def test_with_a_key_it_may_have_any_name() -> None:
+    with serving(api_key="right") as served:
+        headers = {"Host": "clips.example", "Authorization": "Bearer right"}
+        assert served.get("/health", headers=headers).status_code == 200
+
+
 # ------------------------------------------------------------------ boot
 
 

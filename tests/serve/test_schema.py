@@ -63,21 +63,21 @@ def test_the_page_tells_of_every_answer_and_of_no_other() -> None:
         for path, methods in page()["paths"].items()
         for method, operation in methods.items()
     }
-    submitting = {"200", "400", "413", "415", "422", "429", "503"}
+    submitting = {"200", "400", "413", "415", "421", "422", "429", "503"}
     calls: dict[tuple[str, str], set[str]] = {
         ("/run", "post"): submitting,
         ("/runsync", "post"): submitting,
-        ("/status/{job_id}", "get"): {"200", "404"},
-        ("/status/{job_id}", "post"): {"200", "404"},
-        ("/stream/{job_id}", "get"): {"200", "404"},
-        ("/cancel/{job_id}", "post"): {"200", "404"},
-        ("/purge-queue", "post"): {"200"},
-        ("/health", "get"): {"200"},
+        ("/status/{job_id}", "get"): {"200", "404", "421"},
+        ("/status/{job_id}", "post"): {"200", "404", "421"},
+        ("/stream/{job_id}", "get"): {"200", "404", "421"},
+        ("/cancel/{job_id}", "post"): {"200", "404", "421"},
+        ("/purge-queue", "post"): {"200", "421"},
+        ("/health", "get"): {"200", "421"},
     }
     prefixed = {
         (f"/v2/{{endpoint_id}}{path}", method): calls[path, method] | {"404"} for path, method in calls
     }
-    worker = {("/ping", "get"): {"200", "204", "503"}, ("/metrics", "get"): {"200"}}
+    worker = {("/ping", "get"): {"200", "204", "503"}, ("/metrics", "get"): {"200", "421"}}
     assert told == calls | prefixed | worker
 
 
