@@ -17,6 +17,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
@@ -51,7 +52,8 @@ SDK_SETTINGS: Final = {
     "RUNPOD_MIN_DISK_PERCENT": "5",
     "RUNPOD_LOG_LEVEL": "INFO",  # DEBUG, its default, prints what jobs ask for and what they are answered
 }
-_SECRET: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+_SECRET: Final = ("KEY", "TOKEN", "SECRET", "PASS", "CREDENTIAL", "AUTH")  # in the name of a variable
+_LOGIN: Final = re.compile(r"://[^/\s@]*:[^/\s@]+@")  # in its value: https://user:password@host
 _log = logging.getLogger(__name__)
 
 
@@ -136,9 +138,10 @@ def boot_is_last(boot: Boot, register: Callable[[Any], Any]) -> Callable[[], Non
 
 
 def forget_secrets(environ: MutableMapping[str, str]) -> None:
-    """Drop every variable that names a secret, so that no child inherits one."""
-    for name in [name for name in environ if any(word in name.upper() for word in _SECRET)]:
-        del environ[name]
+    """Drop every variable that names a secret or holds a login, so that no child inherits one."""
+    for name, value in list(environ.items()):
+        if any(word in name.upper() for word in _SECRET) or _LOGIN.search(value):
+            del environ[name]
 
 
 class Send(Protocol):

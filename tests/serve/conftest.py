@@ -28,6 +28,8 @@ def environment(platform: Platform) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "BUCKET_SECRET_ACCESS_KEY": "bucket-secret",
         "HF_TOKEN": "hf_secret",
+        "QUEUE_URL": "amqp://me:secret@queue.example/",
+        "HOME_URL": "https://example.com/a:b@c",
         **QUICK,
         **platform.environment(),
     }

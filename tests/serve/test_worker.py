@@ -221,7 +221,8 @@ def test_children_and_pings(start: Any, platform: Platform) -> None:
     """A child of a job inherits no secret; the heartbeat names the job, and ends with the worker."""
     running = start()
     names = platform.final(platform.put({"task": "fake", "environment": True}))["output"]["names"]
-    assert "PATH" in names and "RUNPOD_POD_ID" in names
+    assert {"PATH", "RUNPOD_POD_ID", "HOME_URL"} <= set(names)
+    assert "QUEUE_URL" not in names
     assert not [name for name in names if "KEY" in name or "TOKEN" in name or "SECRET" in name]
 
     job = platform.put({"task": "fake", "steps": 25, "seconds": 0.1})
