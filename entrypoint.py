@@ -32,8 +32,15 @@ from app.errors import SeedpodError, UsageError
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from app.progress import Progress
 
+PICTURES = {  # options of `run generate` that name a file
+    "start": "an image to begin with, or a clip to go on from",
+    "pose": "a clip of rendered poses, one for each frame",
+    "reference": "the rendered pose of the image",
+}
 KEEP_SECONDS = 3600  # how long a finished job of the server is known
 
 
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         return 70
 
 
-class Ended(BaseException):
+class Ended(KeyboardInterrupt):
     """A signal that ends a command, as Ctrl-C does: what it began is cleaned up on the way out."""
 
     def __init__(self, number: signal.Signals) -> None:
@@ -182,42 +189,40 @@ def convert(options: argparse.Namespace, settings: Settings) -> int:
 
 def restore(options: argparse.Namespace, settings: Settings) -> int:
     """Restore one clip or image; prints the result as JSON."""
-    from app import chain
-    from app.boot.manifest import read_manifest
-    from app.boot.verify import select_models
     from app.job.request import RestoreRequest, parse
 
     request = parse(RestoreRequest, given(options, RestoreRequest.model_fields))
-    manifest = read_manifest(settings.manifest)
-    name = chain.choose_model(settings, manifest, "restore", request.model)
+    if options.sheet:
+        if request.codec == "png":
+            raise UsageError("sheet_refused", "A sheet shows clips and images; --codec png makes neither.")
+        from app.video.sheet import check_sheet
+
+        check_sheet(options.sheet, [options.input, options.output])
     with shown_progress() as progress:
-        if settings.fetch == "missing":
-            chain.fetch_missing(settings, manifest, [name], progress)
-        selection = select_models(manifest, [name], settings.roots)
-        hashes = chain.hash_record(settings)
-        chain.check(settings, manifest, selection, hashes, progress).require_ok()
+        from app.once import restore_once
 
-        from app.job.restore import look, plan_restore, run_restore
-        from app.job.result import Limits
-
-        limits = Limits(settings.max_pixels, settings.max_frames)
-        if options.sheet:
-            if request.codec == "png":
-                raise UsageError(
-                    "sheet_refused", "A sheet shows clips and images; --codec png makes neither."
-                )
-            from app.video.sheet import check_sheet
-
-            check_sheet(options.sheet, [options.input, options.output])
-        job = plan_restore(request, look(options.input, limits), options.output, limits)
-        (loaded,) = chain.load_staged(settings, manifest, selection, hashes, progress, progress)
-        result = run_restore(loaded.pipeline, name, job, progress)
+        result = restore_once(settings, request, options.input, options.output, progress)
         if options.sheet:
             from app.video.sheet import write_sheet
 
             write_sheet(options.sheet, [("before", options.input), ("after", options.output)])
     print(json.dumps(result.to_dict(), indent=2))
     return 0
+
+
+def generate(options: argparse.Namespace, settings: Settings) -> int:
+    """Make one video from a prompt; prints the result as JSON."""
+    from app.job.generate_request import GenerateRequest
+    from app.job.request import parse
+
+    request = parse(GenerateRequest, given(options, GenerateRequest.model_fields))
+    pictures = {name: getattr(options, name) for name in PICTURES}
+    with shown_progress() as progress:
+        from app.once import generate_once
+
+        result = generate_once(settings, request, pictures, options.output, progress)
+    print(json.dumps(result.to_dict(), indent=2))
+    return 0 if result.whole else 128 + signal.SIGINT
 
 
 def serve(options: argparse.Namespace, settings: Settings) -> int:
@@ -310,6 +315,8 @@ def parser() -> argparse.ArgumentParser:
     tasks = run.add_subparsers(required=True, metavar="TASK", parser_class=Parser)
     _restore_parser(tasks.add_parser("restore", help="sharpen, clean and upscale a clip or an image",
                                      description=restore.__doc__))  # fmt: skip
+    _generate_parser(tasks.add_parser("generate", help="make a video from a prompt",
+                                      description=generate.__doc__))  # fmt: skip
     return top
 
 
@@ -319,18 +326,38 @@ def _restore_parser(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("input", type=Path, metavar="INPUT", help="a clip or an image")
     sub.add_argument("-o", "--output", type=Path, required=True, help="a file, or a folder for --codec png")
     sub.add_argument("--sheet", type=Path, help="also write a before/after sheet, as PNG")
-    for name, field in RestoreRequest.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
-        sub.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            metavar=name.upper(),
-            help=f"{field.description}{default}".replace("%", "%%"),
-        )
+    _fields(sub, RestoreRequest)
     sub.set_defaults(command=restore)
 
 
-def given(options: argparse.Namespace, fields: Collection[str]) -> dict[str, str]:
+def _generate_parser(sub: argparse.ArgumentParser) -> None:
+    from app.job.generate_request import GenerateRequest
+
+    sub.add_argument("prompt", metavar="PROMPT", help="what the video shows")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="a .mp4, .mov or .mkv file")
+    for name, meaning in PICTURES.items():
+        sub.add_argument(f"--{name}", type=Path, metavar="FILE", help=meaning)
+    _fields(sub, GenerateRequest, without=("prompt",))
+    sub.set_defaults(command=generate)
+
+
+def _fields(sub: argparse.ArgumentParser, request: type[BaseModel], without: Collection[str] = ()) -> None:
+    """An option for each field of a request; one that holds a list may be repeated."""
+    for name, field in request.model_fields.items():
+        if name in without:
+            continue
+        several = isinstance(field.default, list)
+        default = "" if field.default is None or several else f" (default: {field.default})"
+        sub.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            action="append" if several else "store",
+            metavar=name.upper(),
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+
+
+def given(options: argparse.Namespace, fields: Collection[str]) -> dict[str, object]:
     """The fields of a request that were given on the command line, as text."""
     return {name: value for name, value in vars(options).items() if name in fields}
 

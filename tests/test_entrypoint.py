@@ -266,8 +266,9 @@ def interrupted(volume: Path, folder: Path, number: signal.Signals, expected: in
             break
     time.sleep(1.0)
     process.send_signal(number)
-    assert process.wait(30) == expected
-    assert "interrupted" in process.stderr.read()
+    said = process.stderr.read()
+    assert process.wait(30) == expected, said
+    assert "interrupted" in said
     assert [path.name for path in folder.iterdir() if path.name != "cache"] == []
 
 

@@ -7,6 +7,7 @@ Everything it makes lies in a folder of its own, which is gone when it ends. Kno
 
 from __future__ import annotations
 
+import base64
 import gc
 import shutil
 import time
@@ -24,15 +25,19 @@ from app.job.archive import pack
 from app.job.bucket import bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.fits import least_bytes, stopped_by_growth
+from app.job.generate import GenerateResult, run_generate
+from app.job.generate_plan import GenerateJob, Pictures, plan_generate
 from app.job.models import Models
-from app.job.payload import RestorePayload, validate
+from app.job.payload import GeneratePayload, RestorePayload, validate
 from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
 from app.models.seedvr2.segment import SHORTEST
+from app.models.wan.config import TRAINED_BLOCK, TRAINED_FRAMES
 from app.progress import Progress
 from app.settings import Settings
 
+PIECE = 500_000  # bytes of a video in one piece of a stream, before base64: the platform takes 1 MB
 FOLDER = "job-"  # what the folder of a job is called, before its id
 
 
@@ -90,21 +95,22 @@ class Work:
     emit: Callable[[Mapping[str, Any]], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def fetch(self, media: Media) -> Path:
+    def fetch(self, media: Media, name: str = "source") -> Path:
         """The file of a source, in the job's folder or the mounted input folder."""
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
         with self.timed("fetch"):
             self.progress.start("fetch", None, "B")
-            path = fetch_source(
-                media, self.folder, self.context.source, self.context.input_root, self.on_step
-            )
+            path = fetch_source(media, folder, self.context.source, self.context.input_root, self.on_step)
             self.progress.finish()
         return path
 
-    def deliver(self, job_id: str, made: Path) -> Mapping[str, Any]:
+    def deliver(self, job_id: str, made: Path, *, stoppable: bool) -> Mapping[str, Any]:
         """Take a file to where results go; returns where it is."""
 
         def on_bytes(count: int) -> None:
-            self.on_step()  # a delivery, too, can be stopped
+            if stoppable:
+                self.on_step()  # a delivery, too, can be stopped
             self.progress.advance(count)
 
         with self.timed("deliver"):
@@ -146,7 +152,8 @@ def handle(
     work = Work(context, loaded, folder, progress, on_step, emit)
     try:
         result = TASKS[request.task](work, request)
-        return _answer(result, work.deliver(job_id, Path(result.path)), work.seconds)
+        delivered = work.deliver(job_id, Path(result.path), stoppable=result.whole)
+        return _answer(result, delivered, work.seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -186,7 +193,56 @@ def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
     return plan_restore(request, info, work.folder / f"result{suffix}", work.context.limits, request.part)
 
 
-TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore}
+def _generate(work: Work, request: GeneratePayload) -> Result:
+    """Generate, and once more with half the window where memory runs out."""
+    files = {
+        name: work.fetch(media, name)
+        for name, media in (
+            ("start", request.start), ("pose", request.pose), ("reference", request.pose_reference)
+        )
+        if media is not None
+    }  # fmt: skip
+    job = _plan_generate(work, request, files)
+    on_step = stopped_by_growth(work.folder, work.context.delivery, work.on_step)
+    loaded = work.loaded
+    try:
+        return run_generate(loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work))
+    except UnavailableError as error:
+        if error.code != "out_of_memory" or job.writer.frames_written:  # what was streamed is gone for good
+            raise
+    _drop_caches()
+    loaded.pipeline.text.release()
+    window = max(request.sink + TRAINED_BLOCK, (request.window or TRAINED_FRAMES) // 2)
+    job = _plan_generate(work, request.model_copy(update={"window": window}), files)
+    result = run_generate(loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work))
+    note = f"Memory ran out; this was made with a window of {window}."
+    return GenerateResult(**{**result.to_dict(), "notes": (*result.notes, note)})
+
+
+def _plan_generate(work: Work, request: GeneratePayload, files: Mapping[str, Path]) -> GenerateJob:
+    output = work.folder / f"result.{request.container}"
+    job = plan_generate(
+        request, work.loaded.pipeline.able, Pictures(**files), output, work.context.limits,
+        stream=request.stream,
+    )  # fmt: skip
+    check_delivery(
+        least_bytes(output.suffix, job.frames, request.height, request.width), work.context.delivery
+    )
+    return job
+
+
+def _pieces(work: Work) -> Callable[[bytes, int], None]:
+    """What takes the pieces of a video into the job's stream."""
+
+    def emit(piece: bytes, frames: int) -> None:
+        for begin in range(0, len(piece), PIECE):
+            part = base64.b64encode(piece[begin : begin + PIECE]).decode()
+            work.emit({"content_type": "video/mp4", "frames": frames, "base64": part})
+
+    return emit
+
+
+TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore, "generate": _generate}
 
 
 def _drop_caches() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from app.errors import UsageError
+from app.job.generate_request import GenerateRequest
 from app.job.request import Part, RestoreRequest, parse, told
 from app.job.source import Media
 
@@ -35,10 +36,43 @@ class RestorePayload(RestoreRequest):
     )
 
 
-PAYLOADS: Mapping[str, type[RestorePayload]] = {"restore": RestorePayload}
+class GeneratePayload(GenerateRequest):
+    """Make a video from a prompt: a job's `input`."""
+
+    model_config = ConfigDict(strict=True)
+
+    task: Literal["generate"] = Field(description="The task.")
+    start: Media | None = Field(
+        default=None,
+        description="An image that the video begins with, or a clip that it goes on from: one of url, "
+        "base64, or path under the mounted input folder.",
+        examples=[{"url": "https://example.com/start.png"}],
+    )
+    pose: Media | None = Field(
+        default=None, description="A clip of rendered poses, one for each frame of the result."
+    )
+    pose_reference: Media | None = Field(
+        default=None, description="The rendered pose of the image, for image-conditioned models with poses."
+    )
+    container: Literal["mp4", "mov", "mkv"] = Field(default="mp4", description="Container of the video.")
+    stream: bool = Field(
+        default=False,
+        description="Whether the job's stream gives the video while it is made, in pieces of fragmented MP4 "
+        "that play as they arrive. Needs container mp4 and codec h264.",
+    )
+
+    @model_validator(mode="after")
+    def _streamable(self) -> GeneratePayload:
+        if self.stream and (self.container != "mp4" or self.codec != "h264"):
+            raise ValueError("a stream is of container mp4 and codec h264; leave both as they are")
+        return self
 
 
-def validate(payload: Any) -> RestorePayload:
+Payload = RestorePayload | GeneratePayload
+PAYLOADS: Mapping[str, type[Payload]] = {"restore": RestorePayload, "generate": GeneratePayload}
+
+
+def validate(payload: Any) -> Payload:
     """The payload of a job, checked; nothing else is touched.
 
     Raises:

@@ -31,6 +31,7 @@ class Result:
     seconds: dict[str, float]
     total_seconds: float
     notes: tuple[str, ...]
+    whole: bool = True  # False for what a stopped job left
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

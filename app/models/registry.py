@@ -14,6 +14,7 @@ from app.models.seedvr2 import parts as seedvr2_parts
 from app.models.wan import parts as wan_parts
 
 if TYPE_CHECKING:
+    from app.boot.locate import Found
     from app.boot.manifest import ModelEntry
     from app.boot.tensorfile import TensorIndex
     from app.models.source import Loading, Source
@@ -33,6 +34,7 @@ class Family:
     optional: tuple[str, ...]
     lazy: frozenset[str]
     contents: Callable[[str | None, str, TensorIndex], list[str]]
+    abilities: Callable[[str | None, Mapping[str, Found]], Any]  # what its task's planner asks of a model
     loader: Callable[[], Loader]  # imports torch when called
 
 
@@ -50,10 +52,22 @@ def _wan_loader() -> Loader:
 
 FAMILIES = {
     "seedvr2": Family(
-        "restore", seedvr2_parts.PARTS, (), frozenset(), seedvr2_parts.contents, _seedvr2_loader
+        "restore",
+        seedvr2_parts.PARTS,
+        (),
+        frozenset(),
+        seedvr2_parts.contents,
+        lambda variant, files: None,
+        _seedvr2_loader,
     ),
     "wan": Family(
-        "generate", wan_parts.PARTS, wan_parts.OPTIONAL, wan_parts.LAZY, wan_parts.contents, _wan_loader
+        "generate",
+        wan_parts.PARTS,
+        wan_parts.OPTIONAL,
+        wan_parts.LAZY,
+        wan_parts.contents,
+        wan_parts.abilities_of,
+        _wan_loader,
     ),
 }
 
@@ -93,6 +107,11 @@ def family(model: ModelEntry) -> Family:
 def contents(model: ModelEntry, part: str, index: TensorIndex) -> list[str]:
     """How the tensors of a part's file differ from what the model needs, in sentences."""
     return family(model).contents(model.variant, part, index)
+
+
+def abilities(model: ModelEntry, files: Mapping[str, Found]) -> Any:
+    """What a model can do, as its files say: what the planner of its task asks before anything is loaded."""
+    return family(model).abilities(model.variant, files)
 
 
 def load_model(model: ModelEntry, files: Mapping[str, Source], loading: Loading) -> Any:

@@ -93,7 +93,8 @@ def test_the_page_holds_the_schema_of_each_task() -> None:
     told = page(endpoint="mine")
     body = told["paths"]["/run"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["input"] and body["additionalProperties"] is False
-    assert body["properties"]["input"]["$ref"] == "#/components/schemas/RestorePayload"
+    tasks = [task["$ref"].rpartition("/")[2] for task in body["properties"]["input"]["oneOf"]]
+    assert tasks == [payload.__name__ for payload in PAYLOADS.values()]
     fields = told["components"]["schemas"]["RestorePayload"]["properties"]
     assert fields["window"]["minimum"] == 5 and "description" in fields["window"]
     endpoint, *_ = told["paths"]["/v2/{endpoint_id}/health"]["get"]["parameters"]

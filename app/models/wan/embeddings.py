@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ from app.boot.regular import create_anew
 from app.boot.tensorfile import read_index
 from app.boot.tensorread import bytes_of
 from app.errors import SeedpodError
+from app.models.wan.prompt import clean
 
 VERSION: Final = "umt5 1"  # raised with whatever changes an embedding: cleaning, length, arithmetic
 FOLDER: Final = "embeddings"
@@ -36,6 +38,18 @@ def embedding_key(prompt: str, tokenizer_sha256: str, weights_sha256: str) -> st
     """The name, 64 hex digits, of what these weights make of the cleaned `prompt`."""
     parts = json.dumps([VERSION, tokenizer_sha256, weights_sha256, prompt])
     return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def known(cache: EmbeddingCache, prompts: Iterable[str], tokenizer: Path, weights_sha256: str | None) -> bool:
+    """Whether the embeddings of all these prompts are remembered, so that nothing needs the text encoder."""
+    if weights_sha256 is None:
+        return False
+    try:
+        tokens = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    except OSError:  # whoever needs it says so
+        return False
+    keys = [embedding_key(clean(prompt), tokens, weights_sha256) for prompt in prompts]
+    return all(cache.get(key) is not None for key in keys)
 
 
 class EmbeddingCache:

@@ -8,6 +8,7 @@ Each block is decoded and handed over before the next one begins. Knows nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator as Generating
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +31,8 @@ from app.timing import Stopwatch
 if TYPE_CHECKING:
     from app.models.wan.clip import ImageEncoder
     from app.models.wan.pose import PoseEmbedder
+
+Frames = Generating[Tensor]
 
 # The published negative prompt of Wan 2.1, in the language that it was trained with.
 NEGATIVE = (
@@ -120,8 +123,8 @@ class Generator:
         guide: Guide | None = None,
         on_step: Callable[[], None] = _nothing,
         clock: Stopwatch | None = None,
-    ) -> Iterator[Tensor]:
-        """Make a clip.
+    ) -> Frames:
+        """Make a clip. What it is made from is encoded at once; blocks are made as they are asked for.
 
         on_step: Called before each pass of the transformer; may raise to stop. clock: Gets the seconds of
         "text", "start", "pose", "transformer" and "decode".
@@ -163,9 +166,9 @@ class Generator:
         self._make_room(layout, given, options.guidance != 1)
         noise = SeededNoise(options.seed, model.device)
         blocks = generate_blocks(model, layout, conditions, noise, self._sampler(options), on_step)
-        yield from self._decoded(initial, blocks, clock)
+        return self._decoded(initial, blocks, clock)
 
-    def _decoded(self, initial: Tensor | None, blocks: Iterator[Block], clock: Stopwatch) -> Iterator[Tensor]:
+    def _decoded(self, initial: Tensor | None, blocks: Iterator[Block], clock: Stopwatch) -> Frames:
         state = self._vae.new_state()
         if initial is not None:
             with torch.inference_mode(), clock("decode"):

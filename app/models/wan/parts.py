@@ -6,10 +6,11 @@ Parts: `transformer`, `vae`, `t5` and its `tokenizer`. Optional: `pose`, the emb
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.boot.locate import Found
 from app.boot.manifest import Format
 from app.boot.tensorfile import TensorIndex, compare_tensors, read_index, rename_tensors
 from app.errors import ConfigError
@@ -68,6 +69,14 @@ class Abilities:
     def multiple(self) -> int:
         """What height and width must be multiples of, in pixels."""
         return self.spatial_factor * self.config.patch_size[1]
+
+
+def abilities_of(variant_name: str | None, files: Mapping[str, Found]) -> Abilities:
+    """What the model of these files can do."""
+    transformer = files["transformer"]
+    return abilities(
+        variant_name, transformer.path, transformer.entry.format, [part for part in OPTIONAL if part in files]
+    )
 
 
 def abilities(variant_name: str | None, transformer: Path, format: Format, has: Collection[str]) -> Abilities:

@@ -1,0 +1,163 @@
+"""The generate task: request -> model -> encode, as a stream, and what came of it.
+
+Knows of requests, pictures and pipelines; nothing of servers, downloads or manifests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from app.errors import JobStopped, UnavailableError
+from app.job.generate_plan import GenerateJob
+from app.job.result import Result, out_of_memory
+from app.models.wan.generate import Guide
+from app.progress import Progress
+from app.timing import Stopwatch
+from app.video.fragments import FragmentWriter
+from app.video.frames import resize, to_unit
+from app.video.probe import ClipInfo
+from app.video.read import read_frames
+
+if TYPE_CHECKING:
+    from app.models.wan.generate import Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateResult(Result):
+    """What generating made. `first_frames_seconds`: how long the first block took to be written."""
+
+    prompt: str
+    first_frames_seconds: float
+
+
+def run_generate(
+    generator: Generator,
+    model: str,
+    job: GenerateJob,
+    progress: Progress,
+    on_step: Callable[[], None] = lambda: None,
+    emit: Callable[[bytes, int], None] = lambda piece, frames: None,
+) -> GenerateResult:
+    """Generate a clip.
+
+    `on_step` is called between steps and may raise to stop: nothing partial is left then, unless the request
+    keeps it. `emit` gets the pieces of a stream, and how many frames were made so far.
+
+    Raises:
+        InputError: A picture is damaged. FileError: The output cannot be written.
+    """
+    begin = time.perf_counter()
+    clock = Stopwatch()
+    notes = [*job.notes, *_cut_prompts(generator, job)]
+    first, whole = 0.0, True
+    with _told_out_of_memory(job), job.writer as writer:
+        with clock("read"):
+            guide = _guide(job)
+        made = generator.generate(job.options, guide, on_step, clock)
+        progress.start("generate", job.frames, "frames")
+        with closing(made) as blocks, _kept(job) as kept:
+            for block in blocks:
+                frames = block[: job.frames - writer.frames_written].float().clamp(-1, 1)
+                with clock("write"):
+                    writer.write(frames)
+                    if isinstance(writer, FragmentWriter):
+                        emit(writer.take(), writer.frames_written)
+                first = first or time.perf_counter() - begin
+                progress.advance(len(frames))
+        whole = not kept.stopped
+        if not whole:
+            notes.append(f"The job was stopped after {writer.frames_written} of {job.frames} frames.")
+    progress.finish(f"{job.options.width}x{job.options.height}")
+    return GenerateResult(
+        path=str(job.writer.path),
+        model=model,
+        width=job.options.width,
+        height=job.options.height,
+        frames=job.writer.frames_written,
+        rate=str(job.rate),
+        seed=job.request.seed,
+        bytes=job.writer.path.stat().st_size,
+        seconds={step: round(seconds, 3) for step, seconds in clock.seconds.items()},
+        total_seconds=round(time.perf_counter() - begin, 3),
+        notes=(*notes, *job.writer.notes),
+        prompt=job.options.prompts[0],
+        first_frames_seconds=round(first, 3),
+        whole=whole,
+    )
+
+
+def _cut_prompts(generator: Generator, job: GenerateJob) -> list[str]:
+    """A note for each prompt that is too long to be read whole."""
+    told = [generator.text.tokens(prompt).note for prompt in job.options.prompts.values()]
+    return [f"{note[:1].upper()}{note[1:]}" for note in told if note]
+
+
+def _guide(job: GenerateJob) -> Guide:
+    """The pictures, decoded."""
+    size = job.options.height, job.options.width
+    start = None
+    if job.start is not None:
+        with closing(read_frames(job.start.path, job.start)) as frames:
+            last = deque(frames, maxlen=max(1, job.used))
+        start = torch.cat([_covering(to_unit(frame[None]), *size) for frame in last]) * 2 - 1
+    return Guide(
+        start=start,
+        poses=None if job.pose is None else _pictures(job.pose, size),
+        reference=None if job.reference is None else _pictures(job.reference, size)[0],
+    )
+
+
+def _pictures(info: ClipInfo, size: tuple[int, int]) -> Tensor:
+    """(frames, 3, height, width) uint8."""
+    with closing(read_frames(info.path, info, size=size)) as frames:
+        return torch.stack([torch.from_numpy(frame) for frame in frames]).permute(0, 3, 1, 2)
+
+
+def _covering(frame: Tensor, height: int, width: int) -> Tensor:
+    """A picture, (1, 3, h, w), cut to the shape of height x width around its middle, and resized."""
+    h, w = frame.shape[2:]
+    cut_h, cut_w = min(h, round(w * height / width)), min(w, round(h * width / height))
+    top, left = (h - cut_h) // 2, (w - cut_w) // 2
+    cut = frame[:, :, top : top + max(1, cut_h), left : left + max(1, cut_w)]
+    return resize(cut, height, width).clamp(0, 1)
+
+
+class _Stop:
+    """Whether a job was stopped, and what it made is kept."""
+
+    stopped = False
+
+
+@contextmanager
+def _kept(job: GenerateJob) -> Iterator[_Stop]:
+    """Where the request keeps what a stopped job made, stopping ends the making and not the writing."""
+    stop = _Stop()
+    try:
+        yield stop
+    except (JobStopped, KeyboardInterrupt):
+        if not job.request.keep_partial or not job.writer.frames_written:
+            raise
+        stop.stopped = True
+
+
+@contextmanager
+def _told_out_of_memory(job: GenerateJob) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnavailableError(
+            "out_of_memory",
+            f"A result of {job.options.width}x{job.options.height} with a window of "
+            f"{job.options.window or 21} latents does not fit the memory of this machine; ask for a smaller "
+            "size or a shorter window, or use a larger GPU.",
+        ) from error

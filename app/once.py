@@ -1,0 +1,80 @@
+"""One job on this machine, from a file or a prompt to a file: the boot chain, then the job.
+
+What can be refused is refused before anything is staged or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from app import chain
+from app.boot.hashes import HashRecord
+from app.boot.locate import Found
+from app.boot.manifest import Manifest, read_manifest
+from app.boot.verify import Selection, select_models
+from app.job.generate import GenerateResult, run_generate
+from app.job.generate_plan import GenerateJob, Pictures, plan_generate
+from app.job.generate_request import GenerateRequest
+from app.job.request import RestoreRequest
+from app.job.restore import RestoreResult, look, plan_restore, run_restore
+from app.job.result import Limits
+from app.models.registry import abilities
+from app.models.wan.embeddings import EmbeddingCache, known
+from app.progress import Progress
+from app.settings import Settings
+
+
+def restore_once(
+    settings: Settings, request: RestoreRequest, source: Path, output: Path, progress: Progress
+) -> RestoreResult:
+    """Restore a clip or an image into `output`."""
+    ready = _Ready(settings, "restore", request.model, progress)
+    job = plan_restore(request, look(source, ready.limits), output, ready.limits)
+    (loaded,) = chain.load_staged(settings, ready.manifest, ready.selection, ready.hashes, progress, progress)
+    return run_restore(loaded.pipeline, ready.name, job, progress)
+
+
+def generate_once(
+    settings: Settings,
+    request: GenerateRequest,
+    pictures: Mapping[str, Path | None],
+    output: Path,
+    progress: Progress,
+) -> GenerateResult:
+    """Make a video from a prompt into `output`. Where every prompt was encoded before, and a cache folder
+    remembers it, the text encoder is not even staged."""
+    ready = _Ready(settings, "generate", request.model, progress)
+    able = abilities(ready.manifest.models[ready.name], ready.files)
+    job = plan_generate(request, able, Pictures(**pictures), output, ready.limits)
+    unread = ("t5",) if _encoded(settings, job, ready.files, ready.hashes) else ()
+    (loaded,) = chain.load_staged(
+        settings, ready.manifest, ready.selection, ready.hashes, progress, progress, unread=unread
+    )
+    try:
+        return run_generate(loaded.pipeline, ready.name, job, progress)
+    finally:
+        loaded.pipeline.close()
+
+
+class _Ready:
+    """The model of a job, its files there and verified as far as the settings ask."""
+
+    def __init__(self, settings: Settings, task: str, model: str | None, progress: Progress) -> None:
+        self.manifest: Manifest = read_manifest(settings.manifest)
+        self.name = chain.choose_model(settings, self.manifest, task, model)
+        if settings.fetch == "missing":
+            chain.fetch_missing(settings, self.manifest, [self.name], progress)
+        self.selection: Selection = select_models(self.manifest, [self.name], settings.roots)
+        self.hashes: HashRecord = chain.hash_record(settings)
+        chain.check(settings, self.manifest, self.selection, self.hashes, progress).require_ok()
+        self.files: Mapping[str, Found] = chain.found_files(self.selection)[self.name]
+        self.limits = Limits(settings.max_pixels, settings.max_frames)
+
+
+def _encoded(settings: Settings, job: GenerateJob, files: Mapping[str, Found], hashes: HashRecord) -> bool:
+    prompts = list(job.options.prompts.values())
+    if job.options.guidance != 1:
+        prompts.append(job.options.negative)
+    sha256 = files["t5"].entry.sha256 or hashes.lookup(files["t5"].path)
+    return known(EmbeddingCache(settings.cache), prompts, files["tokenizer"].path, sha256)
