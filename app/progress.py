@@ -17,6 +17,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.progress import ProgressColumn as Column
+from rich.table import Column as Cell
 from rich.text import Text
 
 
@@ -118,10 +119,11 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _Amounts(),
-            TimeRemainingColumn(compact=True),
+            # On a narrow terminal a long note takes more lines; the figures stay whole.
+            TextColumn("{task.description}", markup=False, table_column=Cell(overflow="fold")),
+            BarColumn(bar_width=24 if console.width >= 100 else 8),
+            _Amounts(table_column=Cell(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Cell(no_wrap=True)),
             console=console,
         )
 
