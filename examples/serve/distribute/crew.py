@@ -95,7 +95,7 @@ class Crew:
         """
         self._waiting, self._left = deque(tasks), len(tasks)
         threads = [
-            threading.Thread(target=self._work, args=(place,), daemon=True)
+            threading.Thread(target=self._work, args=(place,), name="crew", daemon=True)
             for place, at_once in self._places
             for _ in range(min(at_once, len(tasks)))
         ]
@@ -163,6 +163,8 @@ class Crew:
             if self._over.is_set():
                 raise _StoppedError
             job_id = place.run(payload)
+            with self._changed:
+                self._shares[task.name] = 0.0
             output = self._followed(task, place, job_id)
         task.keep(output)
         with self._changed:
