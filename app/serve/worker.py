@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
@@ -28,6 +29,7 @@ from app.errors import SeedpodError, UnavailableError
 from app.serve.lifecycle import Lifecycle
 from app.serve.outcome import of_error
 from app.serve.record import Record, State
+from app.serve.sdklog import SdkLines
 from app.serve.stop import Stop, leave
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def serve_on_platform(
     stop.then(lambda: give_up(boot))
     for name, value in SDK_SETTINGS.items():
         os.environ.setdefault(name, value)
+    sys.stdout = SdkLines()
 
     import runpod
     from runpod.serverless.modules import rp_http, rp_scale
