@@ -16,7 +16,6 @@ import http.client
 import os
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -81,7 +80,7 @@ class Network:
 def download(
     url: str, folder: Path, limits: SourceLimits, cancel: Callable[[], None], network: Network
 ) -> Path:
-    """The file at `url`, in `folder` under a random name with a suffix of our own table.
+    """The file at `url`, in `folder` under a name of ours, with a suffix of our own table.
 
     `cancel` is called at least ten times a second and may raise. Whatever is raised, nothing is left in
     `folder`.
@@ -92,8 +91,8 @@ def download(
         UnavailableError: `source_unreachable`, `source_certificate`, `source_too_slow`.
         FileError: `source_not_stored`.
     """
-    handle, name = tempfile.mkstemp(prefix="source-", dir=folder)
-    transfer = _Transfer(url, os.fdopen(handle, "wb"), limits, network)
+    file, path = new_source(folder)
+    transfer = _Transfer(url, file, limits, network)
     transfer.start()
     try:
         watch = _Watch(limits, time.monotonic())
@@ -102,12 +101,26 @@ def download(
             watch.check(transfer, time.monotonic())
         if transfer.error is not None:
             raise transfer.error
-        path = Path(name).with_suffix(transfer.suffix)
-        return Path(name).rename(path)
+        return path.rename(path.with_suffix(transfer.suffix))
     except BaseException:
         transfer.abort()
-        Path(name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
+
+
+def new_source(folder: Path) -> tuple[BinaryIO, Path]:
+    """A new file in the folder of a job, called source, source-2, ...: messages name it.
+
+    Raises:
+        FileError: `source_not_stored`.
+    """
+    try:
+        number = 1 + sum(path.name.startswith("source") for path in folder.iterdir())
+        path = folder / ("source" if number == 1 else f"source-{number}")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.fdopen(handle, "wb"), path
+    except OSError as error:
+        raise not_stored(error) from None
 
 
 class _PassingError(Exception):

@@ -10,7 +10,6 @@ import binascii
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from app.errors import FileError, InputError
-from app.job.download import Network, check_size, download, not_stored
+from app.job.download import Network, check_size, download, new_source, not_stored
 from app.job.download import SourceLimits as SourceLimits
 from app.job.mediatype import may_be_media, plain_type, safe_suffix
 
@@ -121,18 +120,18 @@ def _decoded(text: str, folder: Path, limits: SourceLimits, cancel: Callable[[],
         raise InputError("source_empty", "base64 holds no bytes; expected a video or image.")
     if len(text) % 4 or "=" in text[:-2]:  # what decoding in blocks would not notice
         raise _not_base64("it is cut short, or joined of several")
-    handle, name = tempfile.mkstemp(prefix="source-", suffix=safe_suffix(kind), dir=folder)
+    file, path = new_source(folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             for begin in range(0, len(text), _BLOCK):
                 cancel()
                 file.write(binascii.a2b_base64(text[begin : begin + _BLOCK], strict_mode=True))
     except BaseException as error:
-        Path(name).unlink()
+        path.unlink()
         if isinstance(error, ValueError):  # binascii.Error is one, and so is a character beyond ASCII
             raise _not_base64("it holds other characters") from None
         raise not_stored(error) if isinstance(error, OSError) else error from None
-    return Path(name)
+    return path.rename(path.with_suffix(safe_suffix(kind)))
 
 
 def _without_prefix(text: str) -> tuple[str, str]:

@@ -158,6 +158,12 @@ def test_decoding_can_be_stopped(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_sources_of_a_job_have_names_of_their_own(tmp_path: Path) -> None:
+    kinds = ["video/mp4", "video/mp4", "image/png"]
+    paths = [fetch({"base64": f"data:{kind};base64,AAAA"}, tmp_path) for kind in kinds]
+    assert [path.name for path in paths] == ["source.mp4", "source-2.mp4", "source-3.png"]
+
+
 # ------------------------------------------------------------------ a path
 
 
