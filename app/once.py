@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app import chain
-from app.boot.hashes import HashRecord
+from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found
 from app.boot.manifest import Manifest, read_manifest
 from app.boot.verify import Selection, select_models
@@ -21,6 +21,7 @@ from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
 from app.models.registry import abilities
 from app.models.wan.embeddings import EmbeddingCache, known
+from app.models.wan.tokenizer import Tokenizer
 from app.progress import Progress
 from app.settings import Settings
 
@@ -47,7 +48,8 @@ def generate_once(
     ready = _Ready(settings, "generate", request.model, progress)
     able = abilities(ready.manifest.models[ready.name], ready.files)
     job = plan_generate(request, able, Pictures(**pictures), output, ready.limits)
-    unread = ("t5",) if _encoded(settings, job, ready.files, ready.hashes) else ()
+    Tokenizer(ready.files["tokenizer"].path)  # says what is wrong with it before T5 is staged
+    unread = ("t5",) if _encoded(settings, job, ready.files, ready.hashes, progress) else ()
     (loaded,) = chain.load_staged(
         settings, ready.manifest, ready.selection, ready.hashes, progress, progress, unread=unread
     )
@@ -72,9 +74,24 @@ class _Ready:
         self.limits = Limits(settings.max_pixels, settings.max_frames)
 
 
-def _encoded(settings: Settings, job: GenerateJob, files: Mapping[str, Found], hashes: HashRecord) -> bool:
+def _encoded(
+    settings: Settings,
+    job: GenerateJob,
+    files: Mapping[str, Found],
+    hashes: HashRecord,
+    progress: Progress,
+) -> bool:
+    """Whether a cache folder has the embeddings of all prompts. Their keys need the hash of T5's file: where
+    nobody knows it, it is taken once."""
+    if settings.cache is None:
+        return False
     prompts = list(job.options.prompts.values())
     if job.options.guidance != 1:
         prompts.append(job.options.negative)
-    sha256 = files["t5"].entry.sha256 or hashes.lookup(files["t5"].path)
+    path = files["t5"].path
+    sha256 = files["t5"].entry.sha256 or hashes.lookup(path)
+    if sha256 is None:
+        before = path.stat()
+        sha256 = sha256_file(path, readers=settings.readers, progress=progress)
+        hashes.remember(path, sha256, before)
     return known(EmbeddingCache(settings.cache), prompts, files["tokenizer"].path, sha256)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateResult(Result):
-    """What generating made. `first_frames_seconds`: how long the first block took to be written."""
+    """What generating made. `first_frames_seconds`: how long the first block took to be made and written, the
+    image that a clip begins with not counted."""
 
     prompt: str
     first_frames_seconds: float
@@ -70,11 +72,14 @@ def run_generate(
                     writer.write(frames)
                     if isinstance(writer, FragmentWriter):
                         emit(writer.take(), writer.frames_written)
-                first = first or time.perf_counter() - begin
+                if not first and writer.frames_written > (job.options.length.given == 1):
+                    first = time.perf_counter() - begin
                 progress.advance(len(frames))
         whole = not kept.stopped
         if not whole:
             notes.append(f"The job was stopped after {writer.frames_written} of {job.frames} frames.")
+    if isinstance(writer, FragmentWriter):
+        emit(writer.take(), writer.frames_written)  # the last frame, and what ends the file
     progress.finish(f"{job.options.width}x{job.options.height}")
     return GenerateResult(
         path=str(job.writer.path),
@@ -111,14 +116,15 @@ def _guide(job: GenerateJob) -> Guide:
     return Guide(
         start=start,
         poses=None if job.pose is None else _pictures(job.pose, size),
-        reference=None if job.reference is None else _pictures(job.reference, size)[0],
+        reference=None if job.reference is None else _pictures(job.reference, size, 1)[0],
     )
 
 
-def _pictures(info: ClipInfo, size: tuple[int, int]) -> Tensor:
-    """(frames, 3, height, width) uint8."""
+def _pictures(info: ClipInfo, size: tuple[int, int], most: int | None = None) -> Tensor:
+    """(frames, 3, height, width) uint8, the first `most` of them."""
     with closing(read_frames(info.path, info, size=size)) as frames:
-        return torch.stack([torch.from_numpy(frame) for frame in frames]).permute(0, 3, 1, 2)
+        pictures = [torch.from_numpy(frame) for frame in islice(frames, most)]
+    return torch.stack(pictures).permute(0, 3, 1, 2)
 
 
 def _covering(frame: Tensor, height: int, width: int) -> Tensor:
@@ -155,9 +161,12 @@ def _told_out_of_memory(job: GenerateJob) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
+        if job.options.length.at_once:
+            what, less = f"{job.options.length.frames} frames made at once", "fewer frames"
+        else:
+            what, less = f"a window of {job.options.latents_seen} latents", "a shorter window"
         raise UnavailableError(
             "out_of_memory",
-            f"A result of {job.options.width}x{job.options.height} with a window of "
-            f"{job.options.window or 21} latents does not fit the memory of this machine; ask for a smaller "
-            "size or a shorter window, or use a larger GPU.",
+            f"A result of {job.options.width}x{job.options.height} with {what} does not fit the memory of "
+            f"this machine; ask for a smaller size or {less}, or use a larger GPU.",
         ) from error

@@ -13,10 +13,11 @@ from pathlib import Path
 from app.errors import InputError, UsageError
 from app.job.generate_request import GenerateRequest
 from app.job.result import Limits
+from app.models.wan.config import TRAINED_FRAMES
 from app.models.wan.generate import NEGATIVE, GenerateOptions
-from app.models.wan.length import Length, Start, length, usable
+from app.models.wan.length import FACTOR, Length, Start, length, usable
 from app.models.wan.parts import Abilities
-from app.models.wan.prompt import clean_prompt
+from app.models.wan.prompt import clean, clean_prompt
 from app.video.fragments import FragmentWriter
 from app.video.probe import ClipInfo, probe
 from app.video.rates import exact_rate
@@ -74,10 +75,16 @@ def plan_generate(
         FileError: `output` cannot be written.
     """
     _check_size(request, able, limits)
+    prompt, negative = clean_prompt(request.prompt), clean(request.negative_prompt or "")
     start, pose, reference = (
         None if path is None else look(path, limits)
         for path in (pictures.start, pictures.pose, pictures.reference)
     )
+    for info in (start, pose, reference):
+        if info is not None and output.exists() and info.path.samefile(output):
+            raise UsageError(
+                "output_is_input", f"{output.name} is what the clip is made from; name another output."
+            )
     kind, used, notes = _kind(start, able)
     _refuse_unable(request, able, kind, pose, reference)
     rate = exact_rate(request.rate)
@@ -91,19 +98,16 @@ def plan_generate(
         )
     if pose is not None and poses is not None:
         _check_pose(request, pose, poses, made)
-    if made.made + made.given > 21 and made.block != made.made:
-        notes = (
-            *notes,
-            f"{frames} frames are more than the {TRAINED} that the model was trained with: the window rolls, "
-            "and quality may drift.",
-        )
+    if reference is not None:
+        _check_shape(request, reference, "the reference pose is")
+    notes = (*notes, *_shape_note(request, start), *_long(made))
     options = GenerateOptions(
-        prompts={0: clean_prompt(request.prompt)} | _changes(request, rate, frames),
+        prompts={0: prompt} | _changes(request, rate, frames),
         length=made,
         height=request.height,
         width=request.width,
         seed=request.seed,
-        negative=NEGATIVE if request.negative_prompt is None else request.negative_prompt,
+        negative=NEGATIVE if request.negative_prompt is None else negative,
         steps=request.steps,
         shift=request.shift,
         guidance=_guidance(request, able),
@@ -198,6 +202,12 @@ def _refuse_unable(
             "pose_refused",
             "A reference pose goes with poses and an image-conditioned model; leave pose_reference out.",
         )
+    if not blocks and (request.window is not None or request.sink):
+        raise UsageError(
+            "window_refused",
+            "This model makes a clip at once, so no window rolls; leave window and sink out, or use a "
+            "distilled model.",
+        )
     if not blocks and request.changes:
         raise UsageError(
             "changes_refused",
@@ -290,12 +300,40 @@ def _check_pose(request: GenerateRequest, pose: ClipInfo, poses: int, made: Leng
             f"there are {poses} pose frames, and the clip has {made.frames}; expected one pose for "
             "each frame: cut the poses, or ask for a clip of their length.",
         )
-    if abs(pose.width * request.height - pose.height * request.width) > max(pose.width, pose.height) * 2:
+    _check_shape(request, pose, "the poses are")
+
+
+def _check_shape(request: GenerateRequest, pose: ClipInfo, what: str) -> None:
+    if not _same_shape(request, pose):
         raise InputError(
             "pose_size",
-            f"the poses are {pose.width}x{pose.height}, and the clip is {request.width}x{request.height}, of "
+            f"{what} {pose.width}x{pose.height}, and the clip is {request.width}x{request.height}, of "
             "another shape; expected poses drawn for the clip's picture.",
         )
+
+
+def _same_shape(request: GenerateRequest, info: ClipInfo) -> bool:
+    """Whether the sides are in the same proportion, but for two pixels."""
+    return abs(info.width * request.height - info.height * request.width) <= max(info.width, info.height) * 2
+
+
+def _shape_note(request: GenerateRequest, start: ClipInfo | None) -> tuple[str, ...]:
+    if start is None or _same_shape(request, start):
+        return ()
+    return (
+        f"{start.path.name} is {start.width}x{start.height}, another shape than {request.width}x"
+        f"{request.height}: its middle is used.",
+    )
+
+
+def _long(made: Length) -> tuple[str, ...]:
+    """What to tell of a clip that is longer than those the model was trained with."""
+    if made.given + made.made <= TRAINED_FRAMES:
+        return ()
+    frames = FACTOR * (made.given + made.made - 1) + 1
+    how = "quality may suffer" if made.at_once else "the window rolls, and quality may drift"
+    what = f"{frames} frames, those gone on from among them," if made.given > 1 else f"{frames} frames"
+    return (f"{what} are more than the {TRAINED} that the model was trained with: {how}.",)
 
 
 def _changes(request: GenerateRequest, rate: Fraction, frames: int) -> dict[int, str]:

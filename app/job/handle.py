@@ -33,7 +33,7 @@ from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_r
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
 from app.models.seedvr2.segment import SHORTEST
-from app.models.wan.config import TRAINED_BLOCK, TRAINED_FRAMES
+from app.models.wan.config import TRAINED_BLOCK
 from app.progress import Progress
 from app.settings import Settings
 
@@ -194,7 +194,7 @@ def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
 
 
 def _generate(work: Work, request: GeneratePayload) -> Result:
-    """Generate, and once more with half the window where memory runs out."""
+    """Generate, and once more with half the window and without T5 where memory runs out."""
     files = {
         name: work.fetch(media, name)
         for name, media in (
@@ -212,10 +212,12 @@ def _generate(work: Work, request: GeneratePayload) -> Result:
             raise
     _drop_caches()
     loaded.pipeline.text.release()
-    window = max(request.sink + TRAINED_BLOCK, (request.window or TRAINED_FRAMES) // 2)
+    window, note = request.window, "Memory ran out; this was made with less kept in it."
+    if not job.options.length.at_once:
+        window = max(request.sink + TRAINED_BLOCK, job.options.latents_seen // 2)
+        note = f"Memory ran out; this was made with a window of {window}."
     job = _plan_generate(work, request.model_copy(update={"window": window}), files)
     result = run_generate(loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work))
-    note = f"Memory ran out; this was made with a window of {window}."
     return GenerateResult(**{**result.to_dict(), "notes": (*result.notes, note)})
 
 

@@ -35,7 +35,7 @@ from app.serve.outcome import (
     timed_out,
 )
 from app.serve.record import Record, State, Update
-from app.serve.reporter import DONE, SHARES, Reporter
+from app.serve.reporter import DONE, SHARES, Reporter, Shares
 
 Run = Callable[[str, Mapping[str, Any], Reporter], Mapping[str, Any]]  # (job id, payload, reporter) -> output
 
@@ -76,7 +76,7 @@ class Lifecycle:
         max_queued: int = 1000,
         journal: Path | None = None,
         work: Path | None = None,
-        shares: Mapping[str, float] = SHARES,
+        shares: Shares = SHARES,
         overdue: float = OVERDUE,
     ) -> None:
         self.refresh_wanted = False  # the worker does its work, but should be replaced

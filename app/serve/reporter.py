@@ -18,7 +18,8 @@ from app.serve.outcome import json_bytes, timed_out
 
 # The steps of a job in their order, by how their labels begin, and the share of the whole that each takes
 # on the way. What a share is wrong by shows as a bar of uneven speed, never as one that goes back.
-SHARES: Final[Mapping[str, float]] = {"fetch": 3, "find cuts": 4, "restore": 90, "deliver": 3}
+Shares = Mapping[str | tuple[str, ...], float]  # where tasks differ: the step of each
+SHARES: Final[Shares] = {"fetch": 3, "find cuts": 4, ("restore", "generate"): 90, "deliver": 3}
 LARGEST: Final = 999_900  # bytes of a piece as JSON; with what is around it, the platform takes 1 MB
 HIGHEST: Final = 99.9  # percent of a job that has not ended
 DONE: Final[Mapping[str, Any]] = {"step": "done", "percent": 100.0, "eta_seconds": 0.0}
@@ -34,7 +35,7 @@ class Reporter:
         self,
         live: Live,
         timeout: float,
-        shares: Mapping[str, float] = SHARES,
+        shares: Shares = SHARES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._live, self._timeout, self._shares, self._clock = live, timeout, shares, clock
@@ -101,7 +102,7 @@ class Reporter:
         )
 
 
-def span(label: str, shares: Mapping[str, float], reached: float) -> tuple[float, float]:
+def span(label: str, shares: Shares, reached: float) -> tuple[float, float]:
     """From which percent of the job to which the step `label` goes. One that is not in the table moves
     nothing: it stays where the job has come to."""
     before = 0.0

@@ -18,6 +18,7 @@ from torch import Tensor
 from app.boot.checkpoint import give_back
 from app.models.wan import unipc
 from app.models.wan.condition import first_frame
+from app.models.wan.config import TRAINED_FRAMES
 from app.models.wan.layout import Conditions, Layout
 from app.models.wan.length import FACTOR, Length, latent_of
 from app.models.wan.parts import Abilities
@@ -67,6 +68,12 @@ class GenerateOptions:
     sink: int = 0
     section: str | None = None
 
+    @property
+    def latents_seen(self) -> int:
+        """Latents that a block sees at most: what memory goes by."""
+        rolling = self.window or max(TRAINED_FRAMES, self.sink + self.length.block)
+        return min(rolling, self.length.given + self.length.made)
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -104,7 +111,8 @@ class Generator:
         """text_stays: where T5 stays between prompts. text_read: called when T5's file is not needed more."""
         self.able = able
         self.text = text
-        self._transformer = transformer
+        self._transformer: Transformer | None = transformer
+        self._device, self._dtype = transformer.device, transformer.dtype
         self._section = able.sections[0] if able.sections else None
         self._vae = vae
         self._load_transformer = load_transformer
@@ -141,11 +149,10 @@ class Generator:
         with torch.inference_mode(), clock("start"):
             initial, image, y = self._start(options, guide)
         if guide.poses is not None:
-            on_step()
             with torch.inference_mode(), clock("pose"):
-                pose = self._poses(guide.poses)
+                pose = self._poses(guide.poses, on_step)
                 if y is not None and guide.reference is not None:
-                    reference = self._pose_embedder().reference(guide.reference[None].to(model.device))
+                    reference = self._pose_embedder().reference(guide.reference[None].to(self._device))
                     y = y + reference.to(y)
         else:
             pose = None
@@ -164,7 +171,7 @@ class Generator:
             sink=options.sink,
         )
         self._make_room(layout, given, options.guidance != 1)
-        noise = SeededNoise(options.seed, model.device)
+        noise = SeededNoise(options.seed, self._device)
         blocks = generate_blocks(model, layout, conditions, noise, self._sampler(options), on_step)
         return self._decoded(initial, blocks, clock)
 
@@ -192,9 +199,8 @@ class Generator:
                 self._text_read()
                 if self._text_stays == "host":
                     self.text.offload()
-        dtype = self._transformer.dtype
-        return {frame: text.to(dtype) for frame, text in prompts.items()}, (
-            None if negative is None else negative.to(dtype)
+        return {frame: text.to(self._dtype) for frame, text in prompts.items()}, (
+            None if negative is None else negative.to(self._dtype)
         )
 
     def _start(
@@ -203,21 +209,24 @@ class Generator:
         """Latents that are given, an image's features, and the condition `y`."""
         if guide.start is None:
             return None, None, None
-        frames = guide.start.transpose(0, 1)[None].to(self._transformer.device, self._vae_dtype)
+        frames = guide.start.transpose(0, 1)[None].to(self._device, self._vae_dtype)
         if not self.able.image:
             return torch.cat(list(self._vae.encode_stream([frames])), dim=2), None, None
         blank = torch.zeros_like(frames).expand(-1, -1, FACTOR, -1, -1)
         pieces = (frames if number == 0 else blank for number in range(options.length.made))
         y = first_frame(torch.cat(list(self._vae.encode_stream(pieces)), dim=2))
-        image = self._image_encoder().features(guide.start.to(self._transformer.device))
-        return None, image.to(self._transformer.dtype), y.to(self._transformer.dtype)
+        image = self._image_encoder().features(guide.start.to(self._device))
+        return None, image.to(self._dtype), y.to(self._dtype)
 
-    def _poses(self, poses: Tensor) -> Tensor:
+    def _poses(self, poses: Tensor, on_step: Callable[[], None]) -> Tensor:
         """Tokens of rendered poses, (1, 5120, latents, height / 16, width / 16), a few latents at a time."""
         embedder = self._pose_embedder()
-        clip = poses.transpose(0, 1)[None].to(self._transformer.device)
+        clip = poses.transpose(0, 1)[None].to(self._device)
         latents = 1 + (clip.shape[2] - 1) // FACTOR
-        parts = [embedder.frames(clip, start, min(start + 3, latents)) for start in range(0, latents, 3)]
+        parts = []
+        for start in range(0, latents, 3):
+            on_step()
+            parts.append(embedder.frames(clip, start, min(start + 3, latents)))
         return torch.cat(parts, dim=2)
 
     # -------------------------------------------------------------- what is loaded
@@ -227,10 +236,11 @@ class Generator:
         return next(self._vae.parameters()).dtype
 
     def _model(self, section: str | None) -> Transformer:
-        """The transformer with the weights asked for: the others are dropped first."""
+        """The transformer with the weights asked for: the others are dropped first. Where loading fails,
+        the next job tries again."""
         wanted = section or (self.able.sections[0] if self.able.sections else None)
-        if wanted != self._section:
-            del self._transformer
+        if wanted != self._section or self._transformer is None:
+            self._transformer = None
             give_back()
             self._transformer = self._load_transformer(wanted)
             self._section = wanted
@@ -248,7 +258,7 @@ class Generator:
 
     def _make_room(self, layout: Layout, given: int, guided: bool) -> None:
         """Move T5 off the device when what comes needs its room."""
-        device = self._transformer.device
+        device = self._device
         if device.type != "cuda" or not self.text.nbytes:
             return
         cache = self.able.config.cache_bytes(layout.height, layout.width, layout.capacity(given))

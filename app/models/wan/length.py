@@ -27,6 +27,11 @@ class Length:
     block: int
     frames: int
 
+    @property
+    def at_once(self) -> bool:
+        """Whether nothing is left to be seen by a later block."""
+        return self.block == self.given + self.made
+
 
 def length(frames: int, start: Start, *, blocks: bool, given: int = 0, exact: bool = True) -> Length:
     """The length of a clip of `frames` frames, or where that is none and not `exact`, of the next longer.
@@ -47,7 +52,7 @@ def length(frames: int, start: Start, *, blocks: bool, given: int = 0, exact: bo
     shown = first + count * step
     if exact and shown != frames:
         nearest = f"{shown - step} or {shown}" if shown - step >= first else str(shown)
-        form = f"{step} n + {first % step}" if first < step else f"{step} n"
+        form = f"{step} n + {first % step}" if first % step else f"{step} n"
         raise UsageError(
             "frames_not_blocks",
             f"frames is {frames}, and a clip is made {'block by block' if blocks else 'at once'}: expected "
