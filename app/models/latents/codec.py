@@ -64,7 +64,7 @@ class Codec(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """The network, for `weights.py`: changes of its parameters show in what is encoded or decoded next."""
+        """The network, for `weights.py`: changed parameters show in what is made next."""
 
     def encode(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
         """Latents of one clip, in order.

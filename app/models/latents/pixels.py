@@ -1,6 +1,6 @@
 """Bytes of pixels to the numbers that autoencoders take, and back.
 
-[0, 255] lies on [-1, 1]; on the way back values are rounded and clipped, so that every byte returns as itself.
+[0, 255] lies on [-1, 1]; on the way back values are rounded and clipped: every byte returns as itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def to_bytes(frames: Tensor) -> NDArray[np.uint8]:
     if not torch.isfinite(frames).all():
         raise InputError(
             "frames_not_finite",
-            "The decoded frames hold values that are infinite or no numbers; expected finite ones: weaken the "
-            "edits of latents or weights, or run in float32 (SEEDPOD_DTYPE=float32).",
+            "The decoded frames hold values that are infinite or no numbers; expected finite ones: weaken "
+            "the edits of latents or weights, or run in float32 (SEEDPOD_DTYPE=float32).",
         )
     pixels = frames.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
