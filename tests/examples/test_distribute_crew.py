@@ -217,6 +217,30 @@ def test_a_short_silence_costs_nothing() -> None:
     assert run.each_once and len(place.jobs) == 2 and run.said == []
 
 
+def test_when_none_is_heard_jobs_are_not_given_up() -> None:
+    """It is our own network: the jobs run on, and none is done twice."""
+    places = [FakePlace(name, 1.0) for name in "ab"]
+    for place in places:
+        threading.Timer(0.3, place.silent.set).start()
+        threading.Timer(1.5, place.silent.clear).start()
+    run = Run(*places, tasks=4)
+    run.go()
+    assert run.each_once and run.crew.retried == 0
+    assert [len(place.jobs) for place in places] == [2, 2]
+
+
+def test_progress_of_another_form_does_no_harm() -> None:
+    place = FakePlace("place", 0.3)
+    place.status = lambda job_id: (  # type: ignore[method-assign]
+        {"status": "IN_PROGRESS", "output": "half"}
+        if time.monotonic() < place.jobs[job_id][0]
+        else {"status": "COMPLETED", "output": {"name": place.jobs[job_id][1]}}
+    )
+    run = Run(place, tasks=1)
+    run.go()
+    assert run.each_once
+
+
 def test_when_every_endpoint_is_gone_it_ends() -> None:
     place = FakePlace("place")
     place.silent.set()

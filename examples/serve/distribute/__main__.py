@@ -68,6 +68,8 @@ def distribute(options: argparse.Namespace, show: Show) -> dict[str, Any]:
     tasks = [PartTask(part, desk) for part in parts]
     missing = [task for task in tasks if not task.done()]
     more = overhead(parts, film.shots, request.window)
+    for note in film.info.notes:
+        show.line(f"note: {note}")
     show.line(
         f"{len(film)} frames, {len(film.shots)} shots, {len(parts)} parts ({len(parts) - len(missing)} of "
         f"them done), {more:.2f} times the work of one worker"
@@ -140,9 +142,9 @@ def _check_output(output: Path, request: RestoreRequest) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what was made on the way; a film that was downloaded is a person's own now."""
+    """Remove what was made on the way, and nothing else that lies there."""
     for path in folder.iterdir():
-        if path.name.startswith(("part-", "piece-", ".part-")) or path.name == "film.json":
+        if path.name.lstrip(".").startswith(("part-", "piece-", "film")):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -48,8 +48,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a task is tried, and how many seconds an endpoint may be silent: with a job of ours before
-    that is given to another (`job`), and without before it is left alone (`endpoint`)."""
+    """How often a task is tried, and how many seconds an endpoint may be silent: before its job is given to
+    another that answers (`job`), and before it is left alone (`endpoint`)."""
 
     tries: int = 3
     job: float = 30.0
@@ -80,6 +80,7 @@ class Crew:
         self._tries: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._shares: dict[str, float] = {}  # frames of running tasks
+        self._silent: set[str] = set()  # endpoints that do not answer
         self._done = 0
         self._error: BaseException | None = None
         self._over = threading.Event()
@@ -136,6 +137,7 @@ class Crew:
                     self._try_again(task, str(error))
                 except UnavailableError as error:
                     if error.code == "endpoint_refused":
+                        self._silent.add(place.name)
                         self._give_back(task)
                         self._say(error.message)
                         return
@@ -185,13 +187,15 @@ class Crew:
             try:
                 answer = place.status(job_id)
             except SilentError:
-                if time.monotonic() - heard > self._patience.job:
+                if time.monotonic() - heard > self._patience_with(place):
                     place.abandoned.append(job_id)
                     raise
                 continue
             heard = time.monotonic()
+            self._silent.discard(place.name)
             if answer["status"] not in FINAL:
-                percent = (answer.get("output") or {}).get("percent") or 0
+                told = answer.get("output")
+                percent = told.get("percent") or 0 if isinstance(told, Mapping) else 0
                 with self._changed:
                     self._shares[task.name] = task.frames * float(percent) / 100
             elif answer["status"] == "COMPLETED" and isinstance(answer.get("output"), Mapping):
@@ -199,6 +203,13 @@ class Crew:
                 return output
             else:
                 raise failure(answer)
+
+    def _patience_with(self, place: Place) -> float:
+        """Seconds that a silent endpoint may keep its job: while no other answers, more likely it is us that
+        cannot hear, and the jobs go on."""
+        self._silent.add(place.name)
+        others = any(other.name not in self._silent for other, _ in self._places)
+        return self._patience.job if others else self._patience.endpoint
 
     def _give_back(self, task: Task) -> None:
         with self._changed:
@@ -219,6 +230,7 @@ class Crew:
 
     def _waited_for(self, place: Place, why: str) -> bool:
         """Wait until an endpoint answers again; False if it should be left alone."""
+        self._silent.add(place.name)
         with self._changed:
             self._misses[place.name] += 1
             misses = self._misses[place.name]
@@ -232,6 +244,7 @@ class Crew:
                 return False
             try:
                 if place.answers():
+                    self._silent.discard(place.name)
                     return True
             except SeedpodError as error:
                 self._say(error.message)

@@ -107,7 +107,7 @@ def read_film(
     if known is not None:
         return Film(path, info, rate, *known)
     about = round(float(info.duration * rate)) if info.duration else 0
-    show("finding cuts", 0, about)
+    show("finding cuts", 0, 0)
     shots = find_shots(path, info, rate=rate) if request.cuts else None
     checks = array("I")
     with closing(checked(path, info, rate)) as frames:

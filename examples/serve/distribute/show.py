@@ -44,8 +44,9 @@ class Show:
                 return
             self._told = now
             share = min(done / total, 1.0) if total else 0.0
+            much = f" {100 * share:.0f} %" if total else ""
             left = f", {duration_text((now - begun) * (1 - share) / share)} left" if share > 0.01 else ""
-            text = f"{text} {100 * share:.0f} %{left}{note}"
+            text = f"{text}{much}{left}{note}"
             self._print(text if self._terminal else text + "\n")
             self._width = len(text) if self._terminal else 0
 
