@@ -172,5 +172,8 @@ def cache_folders(cache: Path | None, roots: Sequence[Path], user_cache: Path) -
 
 
 def _writable(folder: Path) -> bool:
-    place = folder if folder.exists() else folder.parent
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK, effective_ids=True)
+    try:
+        place = folder if folder.exists() else folder.parent
+        return place.is_dir() and os.access(place, os.W_OK | os.X_OK, effective_ids=True)
+    except PermissionError:  # a root that may not even be looked into
+        return False

@@ -194,7 +194,13 @@ def scratch_folder(settings: Settings) -> Path:
     Raises:
         FileError: `scratch_unusable`: it cannot be made, or belongs to somebody else.
     """
-    folder = settings.scratch or Path(tempfile.gettempdir()) / f"seedpod-{os.getuid()}-{settings.port}"
+    try:
+        folder = settings.scratch or Path(tempfile.gettempdir()) / f"seedpod-{os.getuid()}-{settings.port}"
+    except FileNotFoundError:  # a read-only root without a temporary folder
+        raise FileError(
+            "scratch_unusable",
+            "No temporary folder, such as /tmp, can be written to; mount one, or set SEEDPOD_SCRATCH.",
+        ) from None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()

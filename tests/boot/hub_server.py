@@ -35,6 +35,7 @@ class HubServer:
     files: dict[str, bytes] = field(default_factory=dict)
     small: frozenset[str] = frozenset()  # files without a hash and a redirect, as the hub keeps in git
     token: str | None = None  # what a request must carry
+    address: str = "127.0.0.1"
     cdn: str = "localhost"  # another name for this machine is another origin, as a CDN is
     ranges: bool = True
     announce: int | None = None  # a size other than the true one
@@ -46,7 +47,7 @@ class HubServer:
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer((self.address, 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -64,7 +65,7 @@ class HubServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def bodies(self) -> list[Request]:
         """The requests that asked for bytes, where those are."""

@@ -183,6 +183,14 @@ def test_the_record_of_a_read_only_volume_counts(file: Path, record: HashRecord,
     assert HashRecord(tmp_path / "user").lookup(file) is None
 
 
+def test_a_root_that_may_not_be_looked_into_is_passed_over() -> None:
+    with open_folder() as folder:
+        closed, user = folder / "closed", folder / "user"
+        closed.mkdir(mode=0o700)
+        with without_rights():
+            assert cache_folders(None, [closed], user)[0] == user
+
+
 def test_the_cache_folder_is_on_the_first_root_that_can_be_written() -> None:
     with open_folder() as folder:
         first, second, user = folder / "first", folder / "second", folder / "user"

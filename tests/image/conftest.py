@@ -85,6 +85,7 @@ def volume(nano_volume: Path, tmp_path: Path) -> Path:
     """A copy of nano's volume that belongs to STRANGER."""
     root = tmp_path / "volume"
     shutil.copytree(nano_volume, root)
+    root.chmod(0o755)
     give(root)
     return root
 

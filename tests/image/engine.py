@@ -77,6 +77,9 @@ class Engine:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            if (mounted := line.split()[1]).startswith(f"{self.folder}/"):
+                subprocess.run(["umount", "-l", mounted])
 
     def environment(self) -> dict[str, str]:
         """What a command needs to speak to this engine."""

@@ -36,7 +36,7 @@ class Project:
         self.engine, self.folder, self.command = engine, folder, command
         self.environment = engine.environment() | {
             "HOST_UID": str(STRANGER), "HOST_GID": str(STRANGER), "PORT": str(PORT),
-            "COMPOSE_PROJECT_NAME": "seedpod-test", "PATH": search_path(),
+            "COMPOSE_PROJECT_NAME": "seedpod-test",
         }  # fmt: skip
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

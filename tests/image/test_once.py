@@ -75,7 +75,7 @@ def test_the_images_own_nano_and_clip_need_no_mount(engine: Engine, image: Built
     [
         (("frobnicate",), 64, "usage"),
         (("run", "restore", "none.mp4", "-o", "out.mp4", "--model", "nano"), 65, "input_missing"),
-        (("run", "restore", "in.mp4", "-o", "/etc/out.mp4", "--model", "nano"), 74, "/etc"),
+        (("run", "restore", "in.mp4", "-o", "/etc/out.mp4", "--model", "nano"), 74, "output_unwritable"),
         (("check", "seedvr2-3b"), 78, ""),
     ],
 )
@@ -209,9 +209,12 @@ def test_models_are_baked_in_and_the_token_is_not(
         extended.write("\n" + manifest)
     secret = tmp_path / "token"
     secret.write_text("hf_very_secret")
-    with HubServer(files=files, token="hf_very_secret") as hub:
+    bridge = engine.run(
+        "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"
+    ).stdout.strip()
+    with HubServer(files=files, token="hf_very_secret", address=bridge, cdn=bridge) as hub:
         engine.run(
-            "build", "--target", "baked", "-t", "seedpod:baked", "--network", "host", *image.arguments,
+            "build", "--target", "baked", "-t", "seedpod:baked", *image.arguments,
             "--build-arg", "BAKE_ON=runtime-cpu", "--build-arg", "MODELS=hub-nano",
             "--build-arg", f"HF_ENDPOINT={hub.endpoint}", "--secret", f"id=hf_token,src={secret}", context,
             timeout=600,

@@ -81,7 +81,7 @@ def test_lets_a_job_finish_that_has_time(
     job = submit(address(engine, name), short_clip, scale=2)
     wait_for(address(engine, name), job, "IN_PROGRESS")
     stopped(engine, name, within=25)
-    made = [path for path in tmp_path.iterdir() if path.suffix == ".mp4"]
+    made = list(tmp_path.rglob("*.mp4"))
     assert len(made) == 1
     assert made[0].stat().st_uid == STRANGER
 
@@ -127,6 +127,10 @@ def closed(volume: Path) -> None:
     (volume / "nano" / "seedvr2" / "ema_vae.pth").chmod(0)
 
 
+def shut(volume: Path) -> None:
+    volume.chmod(0o700)
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "names"),
     [
@@ -134,6 +138,7 @@ def closed(volume: Path) -> None:
         (cut_off, "checkpoint_truncated", "ema_vae.pth"),
         (another_model, "checkpoint_tensors", "seedvr2_ema_nano.pth"),
         (closed, "", "ema_vae.pth"),
+        (shut, "", "/workspace"),
     ],
 )
 def test_a_wrong_volume_is_told_by_status_message_and_health(

@@ -24,6 +24,7 @@ def slow_volume(nano_volume: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip("fuse-overlayfs is not installed, or there is no /dev/fuse")
     folder = tmp_path_factory.mktemp("slow")
     shutil.copytree(nano_volume, folder / "lower")
+    (folder / "lower").chmod(0o755)
     pad(folder / "lower" / "nano" / "seedvr2" / "seedvr2_ema_nano.pth")
     mounted = folder / "mounted"
     mounted.mkdir()
