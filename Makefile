@@ -4,6 +4,7 @@ BIN := .venv/bin
 WORKSPACE ?= build/workspace
 IMAGE ?= seedpod
 TARGET ?= gpu
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
@@ -29,10 +30,10 @@ image-test: .venv/dev ## build and run the image on a Docker engine of its own: 
 
 up: ## serve nano on a laptop, at http://127.0.0.1:8000, until Ctrl-C
 	@mkdir -p out
-	HOST_UID=$$(id -u) HOST_GID=$$(id -g) docker compose up --build
+	HOST_UID=$$(id -u) HOST_GID=$$(id -g) $(COMPOSE) up --build
 
 down: ## stop what compose runs
-	docker compose --profile gpu down
+	$(COMPOSE) --profile gpu down
 
 run: .venv/ready ## restore a clip: make run INPUT=in.mp4 OUTPUT=out.mp4 [ARGS='--scale 2']
 	$(BIN)/python entrypoint.py run restore $(INPUT) -o $(OUTPUT) $(ARGS)
