@@ -242,18 +242,21 @@ class Generator:
         if wanted != self._section or self._transformer is None:
             self._transformer = None
             give_back()
-            self._transformer = self._load_transformer(wanted)
+            with torch.inference_mode(False):  # readers have threads of their own, which the mode is not in
+                self._transformer = self._load_transformer(wanted)
             self._section = wanted
         return self._transformer
 
     def _pose_embedder(self) -> PoseEmbedder:
         if self._pose is None:
-            self._pose = self._load_pose()
+            with torch.inference_mode(False):
+                self._pose = self._load_pose()
         return self._pose
 
     def _image_encoder(self) -> ImageEncoder:
         if self._clip is None:
-            self._clip = self._load_clip()
+            with torch.inference_mode(False):
+                self._clip = self._load_clip()
         return self._clip
 
     def _make_room(self, layout: Layout, given: int, guided: bool) -> None:
