@@ -40,12 +40,15 @@ class Stop:
             act()
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """A handler for `signal.signal`. Signals after the first change nothing."""
+        """A handler for `signal.signal`. After the first signal, only Ctrl-C changes anything: who asks again
+        does not want to wait for the running job."""
         if os.getpid() != self._process:
             os._exit(0)  # a fork inherits the handler, and its parent waits for it to end
         if not self.asked.is_set():
             self.asked.set()
             self._act()
+        elif number == signal.SIGINT:
+            leave(128 + number)
 
 
 def leave(status: int = 0) -> NoReturn:

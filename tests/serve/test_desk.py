@@ -112,6 +112,15 @@ def test_who_waits_for_the_running_job_gets_its_result(desk: Desk) -> None:
     assert "worker_stopping" in str(answers)
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_running_job(desk: Desk) -> None:
+    requests.post(f"{desk.url}/run", json={"input": {"steps": 5000}}, timeout=10)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        assert desk.process.poll() is None, "a second SIGTERM changes nothing"
+        desk.process.send_signal(number)
+        time.sleep(0.3)
+    assert desk.process.wait(1) == 130
+
+
 def test_when_no_job_can_run_it_ends_and_says_so(desk: Desk) -> None:
     requests.post(f"{desk.url}/runsync", json={"input": {"note": "no threads"}}, timeout=10)
     answer = requests.post(f"{desk.url}/runsync", json={"input": {}}, timeout=10).json()
