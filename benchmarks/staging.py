@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 from app.boot.stage import stage, unstage
 from app.progress import Silent
 from benchmarks.machine import show, spread
 
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 1 << 24
 READERS = (1, 2, 4, 8, 16)
 
