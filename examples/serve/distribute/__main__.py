@@ -85,6 +85,7 @@ def distribute(options: argparse.Namespace, show: Show) -> dict[str, Any]:
     )
     crew.run(missing)
     seconds["parts"] = time.monotonic() - begun
+    show.line("all parts are here; joining them")
 
     begun = time.monotonic()
     join(
@@ -116,16 +117,18 @@ def distribute(options: argparse.Namespace, show: Show) -> dict[str, Any]:
 
 
 def _film(source: str, request: RestoreRequest, folder: Path, show: Show) -> Film:
-    begun = time.monotonic()
-    path = fetched(source, folder, lambda done, total: show.step("downloading", done, total or 0, begun))
-    return read_film(
-        path, request, folder / "film.json", lambda step, done, about: show.step(step, done, about, begun)
-    )
+    begun: dict[str, float] = {}
+
+    def told(step: str, done: int, total: int) -> None:
+        show.step(step, done, total, begun.setdefault(step, time.monotonic()))
+
+    path = fetched(source, folder, lambda done, total: told("downloading", done, total or 0))
+    return read_film(path, request, folder / "film.json", told)
 
 
 def _told(show: Show, total: int, begun: float) -> Callable[[float, int], None]:
     def told(done: float, running: int) -> None:
-        show.step("restoring", done, total, begun, f", {running} jobs, {done:.0f} of {total} frames")
+        show.step("restoring", done, total, begun, f", {running} running, {done:.0f} of {total} frames")
 
     return told
 

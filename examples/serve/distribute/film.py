@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +27,6 @@ from app.video.read import PixelFormat, read_frames
 from app.video.shots import Shot, find_shots
 
 LOWEST, HIGHEST = 0.01, 240.0  # frames per second that a job may name
-EVERY = 50  # frames between two looks at the progress
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,17 @@ def read_film(
     if known is not None:
         return Film(path, info, rate, *known)
     about = round(float(info.duration * rate)) if info.duration else 0
-    show("finding cuts", 0, 0)
-    shots = find_shots(path, info, rate=rate) if request.cuts else None
+    seen = count(1)
+
+    def on_frame() -> None:
+        show("finding cuts", next(seen), about)
+
+    shots = find_shots(path, info, rate=rate, on_frame=on_frame) if request.cuts else None
     checks = array("I")
     with closing(checked(path, info, rate)) as frames:
         for check in frames:
             checks.append(check)
-            if len(checks) % EVERY == 0:
-                show("reading the film", len(checks), about)
+            show("reading the film", len(checks), about)
     shots = shots or [Shot(0, len(checks))]
     if shots[-1].stop != len(checks):
         raise InputError(
