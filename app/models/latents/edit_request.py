@@ -252,11 +252,11 @@ Described = (
     | Mask
     | Shuffle
 )
-_LISTS = {"channels", "points", "corners"}
+_LISTS = {"channels", "points", "corners", "layers"}
 
 
-def _spelled(value: Any) -> Any:
-    """An edit as the command line writes it: `noise strength=0.2 seed=3`, or as a JSON object."""
+def spelled(value: Any) -> Any:
+    """An edit, or a change of weights, as the command line writes it: `noise strength=0.2 seed=3`, or as a JSON object."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
@@ -275,7 +275,7 @@ def _spelled(value: Any) -> Any:
 
 
 Edit = Annotated[Described, Field(discriminator="kind")]
-Spelled = Annotated[Edit, BeforeValidator(_spelled)]
+Spelled = Annotated[Edit, BeforeValidator(spelled)]
 Edits = Annotated[
     list[Spelled],
     Field(
