@@ -51,8 +51,8 @@ class Journal:
             ) from None
         raise ConfigError(
             "journal_in_use",
-            f"The journal {path} is held by another worker; expected one worker for each. Stop the other one, "
-            "or give each a folder of its own in SEEDPOD_SCRATCH, also where they share a volume.",
+            f"The journal {path} is held by another worker; expected one worker for each. Stop the other, or "
+            "give each a folder of its own in SEEDPOD_SCRATCH, also where they share a volume.",
         )
 
     def read(self) -> list[Record]:
