@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from app.models.latents.sd_config import SDConfig, sd_tensors
@@ -32,8 +32,8 @@ def write(folder: Path) -> None:
     sd.mkdir(parents=True, exist_ok=True)
     config = SDConfig.nano()
     (sd / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    save_file(sd_vae(config), sd / "diffusion_pytorch_model.safetensors")
-    save_file(vqvae(VQConfig.nano()), folder / "vqvae.safetensors", {"format": "pt"})
+    (sd / "diffusion_pytorch_model.safetensors").write_bytes(save(sd_vae(config), {"format": "pt"}))
+    (folder / "vqvae.safetensors").write_bytes(save(vqvae(VQConfig.nano()), {"format": "pt"}))
 
 
 def sd_vae(config: SDConfig) -> Tensors:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def from_bytes(frames: NDArray[np.uint8]) -> Tensor:
     """(frames, height, width, 3) uint8 -> (frames, 3, height, width) float32 in [-1, 1]."""
     assert frames.ndim == 4 and frames.shape[-1] == 3, frames.shape
-    # A copy: frames of a reader may be views of memory that it uses again, or not writable.
-    pixels = torch.tensor(frames).permute(0, 3, 1, 2)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    # A copy: frames may be mirrored views, or not writable, or memory that a reader uses again.
+    pixels = torch.from_numpy(frames.astype("float32", order="C"))
+    return pixels.permute(0, 3, 1, 2).contiguous().div_(127.5).sub_(1)
 
 
 def to_bytes(frames: Tensor) -> NDArray[np.uint8]:

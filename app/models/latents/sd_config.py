@@ -93,7 +93,7 @@ class SDConfig:
                 if value not in _FIXED[key]:
                     raise _bad("unsupported", where, key, value, repr(_FIXED[key][0]))
             elif key in _BLOCK_TYPES:
-                if value not in ([_BLOCK_TYPES[key]] * stages, (_BLOCK_TYPES[key],) * stages):
+                if stages and value not in ([_BLOCK_TYPES[key]] * stages, (_BLOCK_TYPES[key],) * stages):
                     raise _bad("unsupported", where, key, value, f"{_BLOCK_TYPES[key]!r} for each stage")
             elif key not in known:
                 raise _bad(
