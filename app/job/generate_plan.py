@@ -283,7 +283,16 @@ def _length(
         frames = max(1, round(Fraction(request.seconds) * rate))
         return length(frames, start, blocks=blocks, given=given, exact=False), frames
     wanted = request.frames if request.frames is not None else poses
-    made = length(wanted or TRAINED, start, blocks=blocks, given=given, exact=wanted is not None)
+    if wanted is None:
+        made = length(TRAINED, start, blocks=blocks, given=given, exact=False)
+        return made, made.frames
+    try:
+        made = length(wanted, start, blocks=blocks, given=given)
+    except UsageError as error:
+        if request.frames is not None:
+            raise
+        why = error.message.removeprefix(f"frames is {poses}, and ")
+        raise InputError("pose_length", f"the poses have {poses} frames, and {why}") from None
     return made, made.frames
 
 
