@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The demo: a clip restored by the nano model, with the commands a user types.
+"""The demo: nano models restore a clip and make a video from a prompt, with the commands a user types.
 
-Builds nano's checkpoints in a workspace, checks, stages, restores, and leaves the restored clip and a
-before/after sheet. Prints each command, and a table of what each step took.
+Builds nano's checkpoints in a workspace, checks, stages, restores, generates, and leaves the restored clip
+with a before/after sheet, and the generated one with a sheet of its frames. Prints each command, and tables
+of what each step took. Nano's weights are drawn, not trained: it shows the way a job takes, not quality.
 """
 
 from __future__ import annotations
@@ -10,16 +11,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from app.boot.copies import Copy
+from app.video.probe import probe
+from app.video.read import read_frames
+
 CLIP = REPOSITORY / "examples" / "clip.mp4"
+PROMPT = (
+    "A red fox runs through deep snow at dawn, powder flying behind its paws. Low golden light falls between "
+    "bare birches. The camera glides beside it at the height of its eyes. Documentary style, medium shot."
+)
+COLUMNS, ROWS, GAP = 4, 3, 4  # of the sheet; the gap in pixels
 
 
 def main() -> None:
@@ -28,33 +43,44 @@ def main() -> None:
     arguments.add_argument("--workspace", type=Path, default=REPOSITORY / "build" / "workspace")
     arguments.add_argument("--out", type=Path, default=REPOSITORY / "out")
     options = arguments.parse_args()
+    begin = time.perf_counter()
     workspace, out = options.workspace.resolve(), options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     # A small file on a local disk would stay in place; the demo shows it staged.
     place = "shm" if Path("/dev/shm").is_dir() else "tmp"
     environment = os.environ | {"SEEDPOD_ROOTS": str(workspace), "SEEDPOD_STAGE": place}
     restored, sheet = out / "restored.mp4", out / "sheet.png"
+    generated, frames = out / "generated.mp4", out / "generated.png"
 
     took: dict[str, float] = {}
     command(took, "make nano's checkpoints", ["tools/make_nano.py", str(workspace)], environment)
-    command(took, "check", ["entrypoint.py", "check", "nano"], environment)
-    command(took, "stage", ["entrypoint.py", "stage", "nano"], environment)
+    command(took, "check", ["entrypoint.py", "check", "nano", "nano-wan"], environment)
+    staged = command(took, "stage", ["entrypoint.py", "stage", "nano", "nano-wan"], environment)
     restore = ["run", "restore", str(CLIP), "-o", str(restored), "--model", "nano", "--scale", "2"]
-    restore += ["--color", "wavelet"]
-    text = command(
-        took, "run restore", ["entrypoint.py", *restore, "--sheet", str(sheet)], environment, show=False
-    )
-    result = json.loads(text)
+    restore += ["--color", "wavelet", "--sheet", str(sheet)]
+    restoring = command(took, "run restore", ["entrypoint.py", *restore], environment, show=False)
+    generate = ["run", "generate", PROMPT, "-o", str(generated), "--model", "nano-wan"]
+    generate += ["--height", "128", "--width", "224", "--frames", "33"]
+    generating = command(took, "run generate", ["entrypoint.py", *generate], environment, show=False)
+    contact_sheet(generated, frames)
+    give_back(staged)
+
     console = Console()
-    console.print(table(took, result))
-    console.print(f"{restored}\n{sheet}", soft_wrap=True)
+    results = {"run restore": json.loads(restoring), "run generate": json.loads(generating)}
+    console.print(table(took, results))
+    console.print(
+        "Nano's weights were never trained: what it restores has grain, what it generates is noise.",
+        soft_wrap=True,
+    )
+    console.print(f"{time.perf_counter() - begin:.0f} s in all. See:")
+    console.print("\n".join(map(str, (restored, sheet, generated, frames))), soft_wrap=True)
 
 
 def command(
     took: dict[str, float], name: str, arguments: list[str], environment: dict[str, str], *, show: bool = True
 ) -> str:
     """Run one command of the repository, show what it says, and note how long it took."""
-    print(f"$ {' '.join(arguments)}", flush=True)
+    print(f"$ {shlex.join(arguments)}", flush=True)
     begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
@@ -67,18 +93,44 @@ def command(
     return done.stdout
 
 
-def table(took: dict[str, float], result: dict[str, object]) -> Table:
-    """Seconds of each command, and of each step of the restoration."""
-    made = Table(title=f"{result['frames']} frames, {result['width']}x{result['height']}", box=None)
+def give_back(staged: str) -> None:
+    """Remove the copies that `stage` told of; a worker with a disk of its own would keep them for its next
+    start, a demo leaves nothing in memory."""
+    for line in staged.splitlines():
+        source, _, told = line.partition(" -> ")
+        copy = told.partition(" (")[0]
+        if copy and copy != source:
+            Copy(Path(copy), boot_id="").remove()
+
+
+def table(took: dict[str, float], results: dict[str, dict[str, Any]]) -> Table:
+    """Seconds of each command, and below those that made something, of each of its steps."""
+    made = Table(box=None)
     made.add_column("step")
     made.add_column("seconds", justify="right")
+    made.add_column("made")
     for name, seconds in took.items():
-        made.add_row(name, f"{seconds:.2f}")
-    steps = result["seconds"]
-    assert isinstance(steps, dict)
-    for name, seconds in steps.items():
-        made.add_row(f"  {name}", f"{seconds:.2f}")
+        result = results.get(name)
+        told = f"{result['frames']} frames, {result['width']}x{result['height']}" if result else ""
+        made.add_row(name, f"{seconds:.2f}", told)
+        for step, spent in (result["seconds"] if result else {}).items():
+            made.add_row(f"  {step}", f"{spent:.2f}")
     return made
+
+
+def contact_sheet(clip: Path, picture: Path) -> None:
+    """Moments of a clip, evenly spaced from its first frame to its last, row by row in one PNG."""
+    info = probe(clip)
+    frames = list(read_frames(clip, info))
+    count = min(COLUMNS * ROWS, len(frames))
+    width, height = info.width + GAP, info.height + GAP
+    rows = -(-count // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), "white")
+    for place in range(count):
+        frame = frames[place * (len(frames) - 1) // max(1, count - 1)]
+        row, column = divmod(place, COLUMNS)
+        sheet.paste(Image.fromarray(frame), (GAP + column * width, GAP + row * height))
+    sheet.save(picture)
 
 
 if __name__ == "__main__":
