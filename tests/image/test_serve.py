@@ -138,7 +138,7 @@ def shut(volume: Path) -> None:
         (cut_off, "checkpoint_truncated", "ema_vae.pth"),
         (another_model, "checkpoint_tensors", "seedvr2_ema_nano.pth"),
         (closed, "", "ema_vae.pth"),
-        (shut, "", "/workspace"),
+        (shut, "checkpoint_missing", "seedvr2_ema_nano.pth"),
     ],
 )
 def test_a_wrong_volume_is_told_by_status_message_and_health(
