@@ -103,6 +103,8 @@ class Work:
             self.progress.start("fetch", None, "B")
             path = fetch_source(media, folder, self.context.source, self.context.input_root, self.on_step)
             self.progress.finish()
+        if path.parent == folder:  # a job may have several: messages name the one that is meant
+            path = path.rename(path.with_name(f"{name}{path.suffix}"))
         return path
 
     def deliver(self, job_id: str, made: Path, *, stoppable: bool) -> Mapping[str, Any]:
