@@ -46,8 +46,7 @@ def choose_model(settings: Settings, manifest: Manifest, task: str, name: str | 
         `model_ambiguous`.
     """
     if name is None:
-        selection = select_models(manifest, settings.models, settings.roots)
-        able = [model for model in selection.located if manifest.models[model].task == task]
+        able = _able(settings, manifest, task)
         if len(able) == 1:
             return able[0]
         have = f"several models do {task}: {', '.join(able)}" if able else f"no model here does {task}"
@@ -58,6 +57,24 @@ def choose_model(settings: Settings, manifest: Manifest, task: str, name: str | 
             "model_wrong_task", f"model {name} does {manifest.models[name].task}, not {task}; name another."
         )
     return name
+
+
+def _able(settings: Settings, manifest: Manifest, task: str) -> list[str]:
+    """The models that can do a task: of those that the settings name, or of all, the complete ones; first
+    those that a worker boots without being told."""
+    if settings.models is not None:
+        select_models(
+            manifest, settings.models, settings.roots
+        )  # refuses names that the manifest does not know
+        return [name for name in settings.models if manifest.models[name].task == task]
+    names = [model.name for model in manifest.models.values() if model.task == task]
+    located = locate_all(manifest, names, settings.roots)
+    complete = [
+        name for name, parts in located.items() if not any(isinstance(p, Missing) for p in parts.values())
+    ]
+    if not complete:
+        select_models(manifest, None, settings.roots)  # tells what is missing, where nothing is complete
+    return [name for name in complete if not manifest.models[name].by_name] or complete
 
 
 def fetch_missing(

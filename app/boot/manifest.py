@@ -55,7 +55,8 @@ class FileEntry:
 class ModelEntry:
     """A set of files that does one task; `parts` maps a part (dit, vae, ...) to a file's name.
 
-    `optional` maps parts that the model does without, for all but some of its jobs.
+    `optional` maps parts that the model does without, for all but some of its jobs. `by_name`: a worker
+    boots it only where it is named, as its files are there for another model's sake.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelEntry:
     variant: str | None
     parts: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class _ModelTable(_Table):
     variant: str | None = None
     parts: Annotated[dict[str, str], Field(min_length=1)]
     optional: dict[str, str] = {}
+    by_name: bool = False
 
     @model_validator(mode="after")
     def _once(self) -> Self:
@@ -209,7 +212,9 @@ def _file_entry(name: str, table: _FileTable) -> FileEntry:
 
 
 def _model_entry(name: str, table: _ModelTable) -> ModelEntry:
-    return ModelEntry(name, table.task, table.family, table.variant, table.parts, table.optional)
+    return ModelEntry(
+        name, table.task, table.family, table.variant, table.parts, table.optional, table.by_name
+    )
 
 
 # ------------------------------------------------------------------ reading, and where things stand

@@ -103,7 +103,8 @@ class Selection:
 def select_models(
     manifest: Manifest, names: Sequence[str] | None, roots: Sequence[Path], *, all_if_none: bool = False
 ) -> Selection:
-    """The models named, or with None every model whose files are all there.
+    """The models named, or with None every model whose files are all there, but for those that the manifest
+    boots by name alone.
 
     With `all_if_none`, every model is selected when None finds no complete one (for `check`, which then
     reports all that is missing).
@@ -115,7 +116,7 @@ def select_models(
         if unknown := [name for name in names if name not in manifest.models]:
             raise ConfigError("model_unknown", faults.unknown_models(unknown, list(manifest.models)))
         return Selection(locate_all(manifest, names, roots), {})
-    located = locate_all(manifest, list(manifest.models), roots)
+    located = locate_all(manifest, [m.name for m in manifest.models.values() if not m.by_name], roots)
     incomplete = {
         name: parts for name, parts in located.items() if any(isinstance(p, Missing) for p in parts.values())
     }
