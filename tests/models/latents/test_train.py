@@ -156,7 +156,6 @@ def test_command_line_goes_on_with_the_same_bits(tmp_path, videos, capsys):
 
 
 def test_patterns_are_trained_on(tmp_path):
-    pytest.importorskip("app.models.latents.patterns", reason="there are no generated patterns yet")
     assert train(tmp_path / "out", "--steps", 1, *SMALL) == 0
 
 
