@@ -47,7 +47,10 @@ def start(served: Served, prompt: str, output: str) -> subprocess.Popen[bytes]:
         "RUNPOD_API_KEY": KEY,
     }
     command = [sys.executable, str(EXAMPLE), prompt, output, "--seconds", "2", "--model", "nano-wan"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Without a buffer of ours: `communicate` would leave out what that has read ahead.
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
 
 
 def test_the_pieces_are_written_in_order_while_the_job_runs(served: Served) -> None:
