@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+if __name__ == "__main__":  # process 1 gets no signal without a handler, and the imports take a second
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # runs from any folder
 
 from app import __version__
@@ -225,6 +227,22 @@ def generate(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if result.whole else 128 + signal.SIGINT
 
 
+def autoencode(options: argparse.Namespace, settings: Settings) -> int:
+    """Take a clip, or each clip in a folder, through a video autoencoder; prints the results as JSON."""
+    from app.job.autoencode_request import OTHERS, AutoencodeRequest
+    from app.job.request import parse
+
+    request = parse(AutoencodeRequest, given(options, AutoencodeRequest.model_fields))
+    others = {name: path for name in OTHERS if (path := getattr(options, name)) is not None}
+    with shown_progress() as progress:
+        from app.once import autoencode_once
+
+        results = autoencode_once(settings, request, options.input, others, options.output, progress)
+    told = [result.to_dict() for result in results]
+    print(json.dumps(told if options.input.is_dir() else told[0], indent=2))
+    return 0
+
+
 def serve(options: argparse.Namespace, settings: Settings) -> int:
     """Boot, then take jobs: RunPod's where it hands them out, else those of the local server."""
     from app.serve.stop import Stop
@@ -317,6 +335,8 @@ def parser() -> argparse.ArgumentParser:
                                      description=restore.__doc__))  # fmt: skip
     _generate_parser(tasks.add_parser("generate", help="make a video from a prompt",
                                       description=generate.__doc__))  # fmt: skip
+    _autoencode_parser(tasks.add_parser("autoencode", help="encode, edit latents, decode, compare",
+                                        description=autoencode.__doc__))  # fmt: skip
     return top
 
 
@@ -339,6 +359,17 @@ def _generate_parser(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(f"--{name}", type=Path, metavar="FILE", help=meaning)
     _fields(sub, GenerateRequest, without=("prompt",))
     sub.set_defaults(command=generate)
+
+
+def _autoencode_parser(sub: argparse.ArgumentParser) -> None:
+    from app.job.autoencode_request import OTHERS, AutoencodeRequest
+
+    sub.add_argument("input", type=Path, metavar="INPUT", help="a clip, an image, or a folder of them")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="a folder, empty or yet to be made")
+    for name in OTHERS:
+        sub.add_argument(f"--{name}", type=Path, metavar="FILE", help=f'the clip that edits call "{name}"')
+    _fields(sub, AutoencodeRequest)
+    sub.set_defaults(command=autoencode)
 
 
 def _fields(sub: argparse.ArgumentParser, request: type[BaseModel], without: Collection[str] = ()) -> None:

@@ -13,6 +13,9 @@ from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found
 from app.boot.manifest import Manifest, read_manifest
 from app.boot.verify import Selection, select_models
+from app.job.autoencode import AutoencodeResult
+from app.job.autoencode_request import AutoencodeRequest
+from app.job.clips import plan_clips, run_clips, weights_of
 from app.job.generate import GenerateResult, run_generate
 from app.job.generate_plan import GenerateJob, Pictures, plan_generate
 from app.job.generate_request import GenerateRequest
@@ -57,6 +60,29 @@ def generate_once(
         return run_generate(loaded.pipeline, ready.name, job, progress)
     finally:
         loaded.pipeline.close()
+
+
+def autoencode_once(
+    settings: Settings,
+    request: AutoencodeRequest,
+    source: Path,
+    others: Mapping[str, Path],
+    output: Path,
+    progress: Progress,
+) -> list[AutoencodeResult]:
+    """Take a clip, or every clip in a folder, through a codec and back, into the folder `output`."""
+    ready = _Ready(settings, "autoencode", request.model, progress)
+    jobs = plan_clips(request, source, others, output, ready.limits)
+    named = [ready.name, *weights_of(request, ready.name)]
+    selection = select_models(ready.manifest, named, settings.roots)
+    chain.check(settings, ready.manifest, selection, ready.hashes, progress).require_ok()
+    loaded = {
+        model.name: model.pipeline
+        for model in chain.load_staged(settings, ready.manifest, selection, ready.hashes, progress, progress)
+    }
+    codec = loaded.pop(ready.name)
+    models = {name: other.module.state_dict() for name, other in loaded.items()}
+    return run_clips(codec, ready.name, jobs, output, progress, models=models)
 
 
 class _Ready:

@@ -37,6 +37,14 @@ def wan_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def latents_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume that holds nano's codecs, and the VAEs of its other models. Tests that change files copy it."""
+    root = tmp_path_factory.mktemp("latents-volume")
+    make_nano.main(root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten frames of 48x32 at 30000/1001 frames per second, with a tone."""
     path = tmp_path_factory.mktemp("clips") / "short.mp4"

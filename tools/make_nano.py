@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the checkpoints of the nano models, in the original names and formats, into a volume.
 
-    python tools/make_nano.py WORKSPACE [seedvr2] [wan]
+    python tools/make_nano.py WORKSPACE [seedvr2] [wan] [latents]
 
 The weights are drawn by name, so every run writes the same numbers. They were never trained: what nano
 restores is faint noise over the colours of its source, and what it generates is noise that moves. It is for
@@ -31,17 +31,19 @@ from app.models.wan.transformer import Transformer
 from app.models.wan.umt5 import UMT5Encoder
 from app.models.wan.vae import WanVAE
 from app.models.wan.variants import VARIANTS as WAN
+from tools import nano_latents
 from tools.nano_tokenizer import nano_tokenizer
 
+FAMILIES = ("seedvr2", "wan", "latents")
 PROMPTS = {"pos_emb.pt": 58, "neg_emb.pt": 64}  # tokens, as in the published embeddings
 
 
-def main(workspace: Path, families: Sequence[str] = ("seedvr2", "wan")) -> None:
+def main(workspace: Path, families: Sequence[str] = FAMILIES) -> None:
     """Write the files of these families under `workspace`."""
     for name in families:
         folder = workspace / "nano" / name
         folder.mkdir(parents=True, exist_ok=True)
-        {"seedvr2": seedvr2, "wan": wan}[name](folder)
+        {"seedvr2": seedvr2, "wan": wan, "latents": nano_latents.write}[name](folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             print(f"{path} {path.stat().st_size:,} bytes")
 
@@ -104,6 +106,6 @@ def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("workspace", type=Path)
-    arguments.add_argument("families", nargs="*", metavar="FAMILY", help="seedvr2, wan; both unless named")
+    arguments.add_argument("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)}; all unless named")
     options = arguments.parse_args()
-    main(options.workspace, options.families or ("seedvr2", "wan"))
+    main(options.workspace, options.families or FAMILIES)

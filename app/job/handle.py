@@ -22,13 +22,15 @@ import torch
 from app.chain import Loaded
 from app.errors import UnavailableError
 from app.job.archive import pack
+from app.job.autoencode import plan_autoencode, run_autoencode
 from app.job.bucket import bucket_of
+from app.job.clips import weights_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.fits import least_bytes, stopped_by_growth
 from app.job.generate import GenerateResult, run_generate
 from app.job.generate_plan import GenerateJob, Pictures, plan_generate
 from app.job.models import Models
-from app.job.payload import GeneratePayload, RestorePayload, validate
+from app.job.payload import AutoencodePayload, GeneratePayload, RestorePayload, validate
 from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
@@ -246,7 +248,25 @@ def _pieces(work: Work) -> Callable[[bytes, int], None]:
     return emit
 
 
-TASKS: Mapping[str, Callable[[Work, Any], Result]] = {"restore": _restore, "generate": _generate}
+def _autoencode(work: Work, request: AutoencodePayload) -> Result:
+    """Take a clip through a codec and back; the result is a folder, which is delivered as one archive."""
+    source = work.fetch(request.source)
+    others = {name: work.fetch(media, name) for name, media in (("b", request.b), ("c", request.c)) if media}
+    job = plan_autoencode(request, source, others, work.folder / "result", work.context.limits)
+    models = work.context.models
+    states = {
+        name: models.wait(models.choose("autoencode", name), work.on_step).pipeline.module.state_dict()
+        for name in weights_of(request, work.loaded.name)
+    }
+    on_step = stopped_by_growth(work.folder, work.context.delivery, work.on_step)
+    return run_autoencode(work.loaded.pipeline, work.loaded.name, job, work.progress, on_step, states)
+
+
+TASKS: Mapping[str, Callable[[Work, Any], Result]] = {
+    "restore": _restore,
+    "generate": _generate,
+    "autoencode": _autoencode,
+}
 
 
 def _drop_caches() -> None:

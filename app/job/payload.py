@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from app.errors import UsageError
+from app.job.autoencode_request import AutoencodeRequest
 from app.job.generate_request import GenerateRequest
 from app.job.request import Part, RestoreRequest, parse, told
 from app.job.source import Media
@@ -68,8 +69,26 @@ class GeneratePayload(GenerateRequest):
         return self
 
 
-Payload = RestorePayload | GeneratePayload
-PAYLOADS: Mapping[str, type[Payload]] = {"restore": RestorePayload, "generate": GeneratePayload}
+class AutoencodePayload(AutoencodeRequest):
+    """Take a clip through a video autoencoder: a job's `input`. The result is an archive of files."""
+
+    model_config = ConfigDict(strict=True)
+
+    task: Literal["autoencode"] = Field(description="The task.")
+    source: Media = Field(
+        description="The clip or image: one of url, base64, or path under the mounted input folder.",
+        examples=[{"url": "https://example.com/clip.mp4"}],
+    )
+    b: Media | None = Field(default=None, description='The clip that edits call "b".')
+    c: Media | None = Field(default=None, description='The clip that edits call "c".')
+
+
+Payload = RestorePayload | GeneratePayload | AutoencodePayload
+PAYLOADS: Mapping[str, type[Payload]] = {
+    "restore": RestorePayload,
+    "generate": GeneratePayload,
+    "autoencode": AutoencodePayload,
+}
 
 
 def validate(payload: Any) -> Payload:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import ConfigError
+from app.models.latents import parts as latents_parts
 from app.models.seedvr2 import parts as seedvr2_parts
 from app.models.wan import parts as wan_parts
 
@@ -50,7 +51,29 @@ def _wan_loader() -> Loader:
     return load_generator
 
 
+def _codec_loader(name: str) -> Callable[[], Loader]:
+    def loader() -> Loader:
+        from app.models.latents import load
+
+        found: Loader = getattr(load, name)
+        return found
+
+    return loader
+
+
+def _codec(contents: Callable[[str | None, str, TensorIndex], list[str]], loader: str) -> Family:
+    """A family of video autoencoders: one part, and for Stable Diffusion's its configuration."""
+    parts = latents_parts.SD_PARTS if loader == "load_sd_codec" else latents_parts.PARTS
+    return Family(
+        "autoencode", parts, (), frozenset(), contents, lambda variant, files: None, _codec_loader(loader)
+    )
+
+
 FAMILIES = {
+    "sd-vae": _codec(latents_parts.sd_contents, "load_sd_codec"),
+    "seedvr2-vae": _codec(latents_parts.seedvr2_contents, "load_seedvr2_codec"),
+    "wan-vae": _codec(latents_parts.wan_contents, "load_wan_codec"),
+    "vqvae": _codec(latents_parts.vqvae_contents, "load_vqvae_codec"),
     "seedvr2": Family(
         "restore",
         seedvr2_parts.PARTS,

@@ -9,7 +9,7 @@ in files of the job's folder meanwhile. Knows nothing of videos' files or of req
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class Session:
         clock: Stopwatch | None = None,
     ) -> None:
         """source: Gives the clip's frames from its beginning, each time it is called. size: (height, width)
-        of the frames. folder: an existing one, for latents. on_step: called between chunks; may raise to stop.
+        of the frames. folder: an existing one, for latents. on_step: called between chunks; may raise to
+        stop.
         clock: gets the seconds of "encode", "edit" and "decode"."""
         self.codec = codec
         self._source, self._folder, self._how = source, folder, fit
@@ -101,7 +102,7 @@ class Session:
         with self._clock("edit"):
             return Latent(own, editing.apply(edits, clips, self._folder, self._on_step))
 
-    def moments(self, latents: Latent) -> Iterator[Moment]:
+    def moments(self, latents: Latent) -> Generator[Moment]:
         """The clip again, frame by frame, beside what comes back of it."""
         plain = latents.edited is latents.own
         originals = _single(self._source())

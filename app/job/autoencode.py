@@ -1,0 +1,318 @@
+"""The autoencode task: a clip through a codec, beside what comes back of it and of its edited latents.
+
+The result is a folder: original, reconstructed, edited and side_by_side videos, a sheet, and a report. Knows
+of clips and codecs; nothing of servers, downloads or manifests.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.errors import InputError, UsageError
+from app.job.autoencode_request import AutoencodeRequest
+from app.job.result import Limits, Result
+from app.models.latents import report
+from app.models.latents.analyze import channel_map, channel_statistics, compression, principal_components
+from app.models.latents.autoencode import Latent, Session, StateDicts
+from app.models.latents.codec import Codec
+from app.models.latents.compare import Board
+from app.models.latents.edit_request import clips_of
+from app.models.latents.extra import require
+from app.models.latents.fit import Fit
+from app.models.latents.pixels import from_bytes, to_bytes
+from app.models.latents.quality import Comparison, Quality
+from app.models.latents.weights_request import changes_of
+from app.progress import Progress
+from app.timing import Stopwatch
+from app.video.place import check_place, temporary
+from app.video.probe import ClipInfo, probe
+from app.video.read import read_frames
+from app.video.sheet import write_sheet
+from app.video.write import VideoWriter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pydantic import BaseModel
+    from torch import Tensor
+
+    Frame = NDArray[np.uint8]
+
+CHUNK = 4  # frames that are read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencodeResult(Result):
+    """What came back: `reconstructed` and `edited` say how near to the original (PSNR in dB, SSIM), `latents`
+    their shape (channels, count, height, width), `compression` numbers of the frames per number of theirs."""
+
+    files: tuple[str, ...]
+    latents: tuple[int, ...]
+    compression: float
+    reconstructed: dict[str, float | None]
+    edited: dict[str, float | None] | None
+
+
+@dataclass(frozen=True)
+class AutoencodeJob:
+    """A job that was looked at and can begin: nothing is decoded or written yet."""
+
+    request: AutoencodeRequest
+    info: ClipInfo
+    others: Mapping[str, ClipInfo]
+    size: tuple[int, int]  # height and width of the frames
+    output: Path
+    most_frames: int
+
+
+def plan_autoencode(
+    request: AutoencodeRequest,
+    source: Path,
+    others: Mapping[str, Path],
+    output: Path,
+    limits: Limits,
+    *,
+    parent: bool = True,
+) -> AutoencodeJob:
+    """Everything that can be refused before any costly work; nothing is written yet.
+
+    others: Files of the clips "b" and "c", as far as they are given. parent: whether the folder that
+    `output` lies in must be there yet.
+
+    Raises:
+        UsageError: An edit needs a clip that is not given.
+        InputError: A source cannot be read, or is beyond the limits.
+        FileError: `output` cannot be written, or is a folder with something in it.
+    """
+    if request.report:
+        require()
+    most = {"max_frames": limits.frames, "max_pixels": 4 * limits.pixels}
+    info = probe(source, **most)
+    if missing := sorted(clips_of(request.edits) - set(others)):
+        raise UsageError(
+            "clip_unknown", f"An edit needs the clip {missing[0]!r}, which is not given; give its file."
+        )
+    size = _size(info, request.short_side)
+    if size[0] * size[1] > limits.pixels:
+        raise InputError(
+            "output_too_large",
+            f"The clip is {size[1]}x{size[0]}, {size[0] * size[1]:,} pixels a frame, and the limit is "
+            f"{limits.pixels:,}; set short_side, or raise SEEDPOD_MAX_PIXELS.",
+        )
+    if parent:
+        check_place(output, folder=True)
+    return AutoencodeJob(
+        request,
+        info,
+        {name: probe(path, **most) for name, path in others.items()},
+        size,
+        output,
+        limits.frames,
+    )
+
+
+def run_autoencode(
+    codec: Codec,
+    model: str,
+    job: AutoencodeJob,
+    progress: Progress,
+    on_step: Callable[[], None] = lambda: None,
+    models: StateDicts | None = None,
+) -> AutoencodeResult:
+    """Encode, edit, decode and compare.
+
+    `on_step` is called between steps and may raise to stop. `models`: state dicts of other models, by name,
+    that weights may be interpolated with. Whatever is raised, nothing partial is left.
+
+    Raises:
+        UsageError: An edit or a change does not fit the codec or the clip. InputError: A source is damaged,
+        or what is decoded is no picture. FileError: The output cannot be written.
+    """
+    inside = job.output.is_dir()
+    folder = temporary(job.output / "result" if inside else job.output)
+    folder.mkdir()
+    try:
+        result = _Run(codec, model, job, folder, progress, on_step).result(models)
+        if inside:
+            for path in folder.iterdir():
+                path.replace(job.output / path.name)
+        else:
+            folder.replace(job.output)
+        return result
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class _Run:
+    """One job at work in `folder`, which holds its result and, while it works, its latents."""
+
+    codec: Codec
+    model: str
+    job: AutoencodeJob
+    folder: Path
+    progress: Progress
+    on_step: Callable[[], None]
+    clock: Stopwatch = field(default_factory=Stopwatch)
+
+    def result(self, models: StateDicts | None) -> AutoencodeResult:
+        begin = time.perf_counter()
+        request, (height, width) = self.job.request, self.job.size
+        work = self.folder / "work"
+        work.mkdir()
+        session = Session(
+            self.codec, lambda: self._frames(self.job.info), self.job.size, work,
+            fit=request.fit, on_step=self.on_step, clock=self.clock,
+        )  # fmt: skip
+        self.progress.start("encode", None, "frames")
+        latents = session.latents(
+            request.edits,
+            changes_of(request.weights),
+            {name: partial(self._frames, info) for name, info in self.job.others.items()},
+            models,
+        )
+        self.progress.finish(f"{latents.own.shape[1]} latents of {'x'.join(map(str, latents.own.shape))}")
+        compared = self._write(session, latents)
+        if request.report:
+            self.progress.start("report", None, "frames")
+            with self.clock("report"):
+                self._report(latents, compared)
+            self.progress.finish()
+        shutil.rmtree(work)
+        quality = {name: _numbers(each) for name, each in compared.items()}
+        files = sorted(path.relative_to(self.folder).as_posix() for path in self._files())
+        frames = compared["reconstructed"].frames
+        return AutoencodeResult(
+            path=str(self.job.output),
+            model=self.model,
+            width=width,
+            height=height,
+            frames=frames,
+            rate=str(self.job.info.rate),
+            seed=0,
+            bytes=sum(path.stat().st_size for path in self._files()),
+            seconds={step: round(seconds, 3) for step, seconds in self.clock.seconds.items()},
+            total_seconds=round(time.perf_counter() - begin, 3),
+            notes=self.job.info.notes,
+            files=tuple(files),
+            latents=latents.own.shape,
+            compression=round(frames * height * width * 3 / math.prod(latents.own.shape), 2),
+            reconstructed=quality["reconstructed"],
+            edited=quality.get("edited"),
+        )
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+    def _write(self, session: Session, latents: Latent) -> dict[str, Quality]:
+        """Write the videos and the sheet; how near what came back is to the original."""
+        edited = latents.edited is not latents.own
+        names = ["original", "reconstructed", *(["edited"] if edited else [])]
+        comparisons = {name: Comparison() for name in names[1:]}
+        height, width = self.job.size
+        board = Board(names, height, width)
+        self.progress.start("decode", None, "frames")
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(self._writer(name, height, width)) for name in names}
+            whole = stack.enter_context(self._writer("side_by_side", board.height, board.width))
+            moments = stack.enter_context(closing(session.moments(latents)))
+            for moment in moments:
+                frames = [moment.original, moment.reconstructed]
+                if moment.edited is not None:
+                    frames.append(moment.edited)
+                pictures = [to_bytes(frame[None]) for frame in frames]
+                with self.clock("write"):
+                    for name, picture in zip(names, pictures, strict=True):
+                        writers[name].write(picture)
+                    whole.write(board.frame([picture[0] for picture in pictures])[None])
+                with self.clock("compare"):
+                    for comparison, picture in zip(comparisons.values(), pictures[1:], strict=True):
+                        comparison.add(pictures[0][0], picture[0])
+                self.progress.advance(1)
+        self.progress.finish()
+        suffix = self._suffix
+        write_sheet(self.folder / "sheet.png", [(name, self.folder / f"{name}{suffix}") for name in names])
+        return {name: comparison.quality() for name, comparison in comparisons.items()}
+
+    @property
+    def _suffix(self) -> str:
+        return ".mkv" if self.job.request.codec == "lossless" else ".mp4"
+
+    def _writer(self, name: str, height: int, width: int) -> VideoWriter:
+        request = self.job.request
+        return VideoWriter(
+            self.folder / f"{name}{self._suffix}", width, height, self.job.info.rate,
+            codec=request.codec, crf=request.quality,
+        )  # fmt: skip
+
+    def _frames(self, info: ClipInfo) -> Generator[Tensor]:
+        """The frames of a clip, at the size of the job, in chunks (n, 3, height, width) in [-1, 1]."""
+        import numpy as np
+
+        with closing(read_frames(info.path, info, size=self.job.size)) as read:
+            frames = islice(read, self.job.request.frames)
+            count = 0
+            while chunk := list(islice(frames, CHUNK)):
+                count += len(chunk)
+                if count > self.job.most_frames:
+                    raise InputError(
+                        "input_too_large",
+                        f"{info.path.name} has more than {self.job.most_frames:,} frames, which is the "
+                        "limit; set frames, or raise SEEDPOD_MAX_FRAMES.",
+                    )
+                self.progress.advance(len(chunk))
+                yield from_bytes(np.stack(chunk))
+
+    def _report(self, latents: Latent, compared: Mapping[str, Quality]) -> None:
+        request, (height, width) = self.job.request, self.job.size
+        facts = self.codec.facts
+        frames = compared["reconstructed"].frames
+        fit = Fit(height, width, facts, request.fit)
+        clips = {"original": latents.own}
+        if latents.edited is not latents.own:
+            clips["edited"] = latents.edited
+        made = report.Report(
+            title=self.job.info.path.name,
+            model=self.model,
+            codec=facts,
+            width=width,
+            height=height,
+            frames=frames,
+            rate=str(self.job.info.rate),
+            quality=dict(compared),
+            channels={name: channel_statistics(clip) for name, clip in clips.items()},
+            tracks=principal_components(clips),
+            holds=channel_map(fit.frames(self._frames(self.job.info)), latents.own, facts),
+            compression=compression(latents.own, frames, height, width, facts),
+            edits=tuple(_line(edit) for edit in request.edits),
+            weights=tuple(_line(change) for change in request.weights),
+            notes=self.job.info.notes,
+        )
+        edited = latents.edited if "edited" in clips else None
+        report.write(self.folder, made, latents.own, edited, self.folder / "sheet.png")
+
+
+def _line(described: BaseModel) -> str:
+    """What was asked for, as the command line writes it."""
+    values = described.model_dump(exclude_defaults=True)
+    return " ".join([values.pop("kind"), *(f"{name}={value}" for name, value in values.items())])
+
+
+def _numbers(quality: Quality) -> dict[str, float | None]:
+    return {"psnr": quality.psnr, "ssim": quality.ssim, "temporal_error": quality.temporal_error}
+
+
+def _size(info: ClipInfo, short_side: int | None) -> tuple[int, int]:
+    if short_side is None:
+        return info.height, info.width
+    scale = short_side / min(info.height, info.width)
+    return round(info.height * scale), round(info.width * scale)
