@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -277,6 +278,11 @@ def serve(options: argparse.Namespace, settings: Settings) -> int:
         forget_secrets(os.environ)  # they were read; no child needs them
 
         key = settings.api_key.get_secret_value() if settings.api_key else None
+        if key is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            logging.getLogger("app.serve").warning(
+                "SEEDPOD_HOST is %s and SEEDPOD_API_KEY is not set: whoever reaches this port can run jobs.",
+                settings.host,
+            )
         app = create_app(lifecycle, boot, validate=validate, payloads=PAYLOADS, api_key=key)
         serve_on_desk(app, lifecycle, boot, stop, host=settings.host, port=settings.port,
                       grace=settings.grace_seconds)  # fmt: skip

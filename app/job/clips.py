@@ -1,6 +1,5 @@
 """Several clips through one codec: every clip in a folder, each into its own folder, and a list of results.
 
-
 One clip that cannot be read does not keep the others from being made.
 """
 
