@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.errors import UnavailableError
 from app.models.latents.chunks import regroup
 from app.models.latents.codec import Facts
+from app.models.latents.extra import require
 from app.models.latents.spool import Latents, chunks
 
 BINS, REACH = 64, 6.0  # of histograms: from -REACH to REACH, what is beyond in the outer bins
@@ -184,20 +184,26 @@ def compression(latents: Latents, frames: int, height: int, width: int, facts: F
     )
 
 
-def colours(latents: Latents, moments: Sequence[float]) -> list[Tensor]:
+def colours(latents: Latents, moments: Sequence[float], like: Latents | None = None) -> list[Tensor]:
     """Latents at moments (0 the first, 1 the last) as pictures (height, width, 3) in [0, 1]: the three
-    directions of the channels in which these latents vary most as red, green and blue."""
-    count = latents.shape[1]
-    chosen = [latents.read(n, n + 1)[:, 0] for n in (round(moment * (count - 1)) for moment in moments)]
-    height, width = chosen[0].shape[1:]
-    flat = torch.cat([latent.flatten(1) for latent in chosen], 1).double()
-    flat = flat - flat.mean(1, keepdim=True)
-    _, directions = torch.linalg.eigh(flat @ flat.T)
+    directions of the channels in which these latents vary most as red, green and blue. `like`: the clip whose
+    latents give the directions, so that two clips can be compared; by default the clip itself."""
+    flat, base = _flat(latents, moments), _flat(like or latents, moments)
+    middle = base.mean(1, keepdim=True)
+    flat, base = flat - middle, base - middle
+    _, directions = torch.linalg.eigh(base @ base.T)
     axes = directions.flip(1)[:, :3]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # eigenvectors have no sign
-    shown = F.pad(axes.T @ flat, (0, 0, 0, 3 - axes.shape[1]))
-    shown = (shown / (4 * shown.std(1, keepdim=True, correction=0)).clamp(min=1e-9) + 0.5).clamp(0, 1)
-    return [part.view(3, height, width).permute(1, 2, 0) for part in shown.float().chunk(len(chosen), 1)]
+    spread = (4 * (axes.T @ base).std(1, keepdim=True, correction=0)).clamp(min=1e-9)
+    shown = F.pad(axes.T @ flat / spread, (0, 0, 0, 3 - axes.shape[1]))
+    shown = (shown + 0.5).clamp(0, 1).float()
+    return [part.view(3, *latents.shape[2:]).permute(1, 2, 0) for part in shown.chunk(len(moments), 1)]
+
+
+def _flat(latents: Latents, moments: Sequence[float]) -> Tensor:
+    """(channels, places) of the latents at `moments`, one after the other."""
+    numbers = [round(moment * (latents.shape[1] - 1)) for moment in moments]
+    return torch.cat([latents.read(n, n + 1).flatten(1) for n in numbers], 1).double()
 
 
 def _features(frames: Tensor, last: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -221,16 +227,6 @@ def _evenly(count: int) -> tuple[int, ...]:
 
 
 def _sklearn_pca() -> type:
-    try:
-        found: type = import_module("sklearn.decomposition").PCA
-    except ImportError as error:
-        raise missing("scikit-learn", error) from error
+    require("sklearn.decomposition")
+    found: type = import_module("sklearn.decomposition").PCA
     return found
-
-
-def missing(package: str, error: ImportError) -> UnavailableError:
-    return UnavailableError(
-        "package_missing",
-        f"{package} cannot be imported ({error}); the report of an autoencoder needs it: install it with "
-        "`pip install scikit-learn matplotlib`, or use the image, which has both.",
-    )

@@ -200,11 +200,11 @@ def ssim(first: Tensor, second: Tensor) -> float:
     # Variances do not depend on the origin; near the middle of the range they lose fewer digits.
     a, b = first - 127.5, second - 127.5
     maps = torch.stack([a, b, a * a, b * b, a * b])
-    mean_a, mean_b, aa, bb, ab = _blurred(maps).double()
+    mean_a, mean_b, aa, bb, ab = _blurred(maps)
     var_a, var_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     mean_a, mean_b = mean_a + 127.5, mean_b + 127.5
     alike = (2 * mean_a * mean_b + C1) * (2 * covariance + C2)
-    return float((alike / ((mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2))).mean())
+    return float((alike / ((mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2))).mean(dtype=torch.float64))
 
 
 def _blurred(maps: Tensor) -> Tensor:
