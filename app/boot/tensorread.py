@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from app.progress import Progress
 BLOCK: Final = 8 << 20  # bytes a reader asks for at once
 _SIGNED: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE: Final = 32_000  # elements; torch keeps fewer than 32,768 of them in the calling thread
+_COPY: Final = re.compile(r"^(?:[0-9a-f]{64}|state-[0-9a-f]{32})-")  # what names of staged copies begin with
 DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -119,7 +121,7 @@ def read_tensors(
     """
     by_place = sorted(wanted, key=lambda pair: pair[0].offset)
     blocks = deque(block for entry, tensor in by_place for block in _blocks(entry, tensor))
-    progress.start(f"load {index.path.name}", sum(block.nbytes for block in blocks), "B")
+    progress.start(f"load {_COPY.sub('', index.path.name)}", sum(block.nbytes for block in blocks), "B")
     with open_reader(index.path) as reader, ThreadPoolExecutor(readers, "read") as threads:
         try:
             work = [threads.submit(_read_blocks, reader, blocks, progress) for _ in range(readers)]

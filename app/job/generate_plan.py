@@ -99,6 +99,7 @@ def plan_generate(
     if pose is not None and poses is not None:
         _check_pose(request, pose, poses, made)
     if reference is not None:
+        _count(reference)
         _check_shape(request, reference, "the reference pose is")
     notes = (*notes, *_shape_note(request, start), *_long(made))
     options = GenerateOptions(
@@ -138,9 +139,9 @@ def _kind(start: ClipInfo | None, able: Abilities) -> tuple[Start, int, tuple[st
     """What the clip begins with, how many of its last frames are used, and what to tell of that."""
     if start is None:
         return "nothing", 0, ()
+    frames = _count(start)
     if start.is_image:
         return "image", 1, start.notes
-    frames = _count(start)
     used = 0 if able.image else usable(frames)
     if not used:
         why = "this model begins with one picture" if able.image else f"it has only {frames}"
@@ -149,9 +150,7 @@ def _kind(start: ClipInfo | None, able: Abilities) -> tuple[Start, int, tuple[st
 
 
 def _count(info: ClipInfo) -> int:
-    """The frames of a clip, which no header tells for sure."""
-    if info.is_image:
-        return 1
+    """The frames of a clip or image, which no header tells for sure: that, and whether they are whole."""
     with closing(read_frames(info.path, info, size=(16, 16))) as frames:
         return sum(1 for _ in frames)
 
