@@ -29,7 +29,7 @@ from app.models.latents.edit_request import clips_of
 from app.models.latents.extra import require
 from app.models.latents.fit import Fit
 from app.models.latents.pixels import from_bytes, to_bytes
-from app.models.latents.quality import Comparison, Quality
+from app.models.latents.quality import Meter, Quality
 from app.models.latents.weights_request import changes_of
 from app.progress import Progress
 from app.timing import Stopwatch
@@ -217,7 +217,7 @@ class _Run:
         """Write the videos and the sheet; how near what came back is to the original."""
         edited = latents.edited is not latents.own
         names = ["original", "reconstructed", *(["edited"] if edited else [])]
-        comparisons = {name: Comparison() for name in names[1:]}
+        meters = {name: Meter() for name in names[1:]}
         height, width = self.job.size
         board = Board(names, height, width)
         self.progress.start("decode", None, "frames")
@@ -235,13 +235,13 @@ class _Run:
                         writers[name].write(picture)
                     whole.write(board.frame([picture[0] for picture in pictures])[None])
                 with self.clock("compare"):
-                    for comparison, picture in zip(comparisons.values(), pictures[1:], strict=True):
-                        comparison.add(pictures[0][0], picture[0])
+                    for meter, picture in zip(meters.values(), pictures[1:], strict=True):
+                        meter.add(pictures[0][0], picture[0])
                 self.progress.advance(1)
         self.progress.finish()
         suffix = self._suffix
         write_sheet(self.folder / "sheet.png", [(name, self.folder / f"{name}{suffix}") for name in names])
-        return {name: comparison.quality() for name, comparison in comparisons.items()}
+        return {name: meter.quality() for name, meter in meters.items()}
 
     @property
     def _suffix(self) -> str:

@@ -128,61 +128,12 @@ class Meter:
         )
 
 
-class Comparison:
-    """Compares two clips frame by frame, as their frames come."""
-
-    def __init__(self) -> None:
-        self._errors, self._likenesses = CurveOf(), CurveOf()
-        self._squared, self._worst, self._likeness, self._least = 0.0, 0.0, 0.0, math.inf
-        self._changes = [0.0, 0.0, 0.0]
-        self._before: tuple[Tensor, Tensor] | None = None
-        self._count, self._alike = 0, True
-
-    def add(self, first: Frame, second: Frame) -> None:
-        """The next frame of each, (height, width, 3) uint8 of one size."""
-        one, other = _planes(first), _planes(second)
-        error = float((one - other).square().mean(dtype=torch.float64))
-        self._errors.add(error)
-        self._squared, self._worst = self._squared + error, max(self._worst, error)
-        self._alike = self._alike and min(one.shape[1:]) >= WINDOW
-        if self._alike:
-            value = ssim(one, other)
-            self._likenesses.add(value)
-            self._likeness, self._least = self._likeness + value, min(self._least, value)
-        if self._before is not None:
-            steps = one - self._before[0], other - self._before[1]
-            for i, step in enumerate((*steps, steps[1] - steps[0])):
-                self._changes[i] += float(step.abs().mean(dtype=torch.float64))
-        self._before = one, other
-        self._count += 1
-
-    def quality(self) -> Quality:
-        """How near they are. ValueError where no frame came."""
-        count = self._count
-        if not count:
-            raise ValueError("Clips of no frames cannot be compared.")
-        moves = [change / (count - 1) if count > 1 else None for change in self._changes]
-        curve = self._errors.curve()
-        return Quality(
-            frames=count,
-            psnr=psnr(self._squared / count),
-            psnr_worst=psnr(self._worst),
-            ssim=self._likeness / count if self._alike else None,
-            ssim_worst=self._least if self._alike else None,
-            temporal=moves[0],
-            temporal_other=moves[1],
-            temporal_error=moves[2],
-            psnr_curve=Curve(curve.every, tuple(psnr(error) or 100.0 for error in curve.values)),
-            ssim_curve=self._likenesses.curve() if self._alike else None,
-        )
-
-
 def measure(pairs: Iterable[tuple[Frame, Frame]]) -> Quality:
     """Compare frames (height, width, 3) uint8 in pairs of one size. ValueError where there are none."""
-    comparison = Comparison()
+    meter = Meter()
     for first, second in pairs:
-        comparison.add(first, second)
-    return comparison.quality()
+        meter.add(first, second)
+    return meter.quality()
 
 
 def psnr(error: float) -> float | None:
