@@ -256,7 +256,8 @@ _LISTS = {"channels", "points", "corners", "layers"}
 
 
 def spelled(value: Any) -> Any:
-    """An edit, or a change of weights, as the command line writes it: `noise strength=0.2 seed=3`, or as a JSON object."""
+    """An edit, or a change of weights, as the command line writes it: `noise strength=0.2 seed=3`, or as a
+    JSON object."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):

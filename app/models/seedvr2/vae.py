@@ -39,14 +39,14 @@ class VideoVAE(nn.Module):
         and width multiples of spatial_factor. Both results: (batch, latent_channels, k + 1,
         height / spatial_factor, width / spatial_factor), not scaled. ValueError for other sizes.
         """
-        self._check_frames(x, first=True)
+        self.config.check_frames(x, self.config.in_channels, first=True)
         parameters: Tensor = self.encoder(x, None)
         mean, logvar = parameters.chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
         """The clip of whole, unscaled latents: the shapes of `encode`, the other way; not clamped."""
-        self._check_latents(z)
+        self.config.check_latents(z, self.config.latent_channels)
         x: Tensor = self.decoder(z, None)
         return x
 
@@ -60,43 +60,16 @@ class VideoVAE(nn.Module):
         x as for `encode`, but only the first slice has the extra frame: temporal_factor * k + 1 frames,
         later temporal_factor * k, k >= 1. Gives k + 1 latents, later k.
         """
-        self._check_frames(x, first=self.encoder.conv_in not in state)
+        self.config.check_frames(x, self.config.in_channels, first=self.encoder.conv_in not in state)
         parameters: Tensor = self.encoder(x, state)
         return parameters[:, : self.config.latent_channels]
 
     def decode_slice(self, z: Tensor, state: CausalState) -> Tensor:
         """The frames of the next latents, one or more: the clip's first gives one frame, every other
         temporal_factor."""
-        self._check_latents(z)
+        self.config.check_latents(z, self.config.latent_channels)
         x: Tensor = self.decoder(z, state)
         return x
-
-    def _check_frames(self, x: Tensor, first: bool) -> None:
-        factor, step = self.config.spatial_factor, self.config.temporal_factor
-        if x.ndim != 5 or x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"The VAE encodes (batch, {self.config.in_channels}, frames, height, width); got "
-                f"{tuple(x.shape)}."
-            )
-        frames, height, width = x.shape[2:]
-        if not (height and width) or height % factor or width % factor:
-            raise ValueError(
-                f"The VAE encodes heights and widths that are multiples of {factor}; got {height}x{width}: "
-                "pad or crop the frames."
-            )
-        if first:
-            self.config.latents_for(frames)
-        elif not frames or frames % step:
-            raise ValueError(
-                f"A later slice of a clip has {frames} frames; the VAE takes a multiple of {step} there."
-            )
-
-    def _check_latents(self, z: Tensor) -> None:
-        if z.ndim != 5 or z.shape[1] != self.config.latent_channels or not z.numel():
-            raise ValueError(
-                f"The VAE decodes (batch, {self.config.latent_channels}, latents, height, width), none of "
-                f"them 0; got {tuple(z.shape)}."
-            )
 
 
 class Encoder(nn.Module):

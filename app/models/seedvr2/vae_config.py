@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import ConfigError
+from app.nn.causal_sizes import CausalSizes
 
 Shape = tuple[int, ...]
 
@@ -51,7 +52,7 @@ _OLD_ATTENTION_NAMES = {
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(CausalSizes):
     """Parameters of the VAE, in the original's names.
 
     block_out_channels: channels of each resolution, finest first; every step but the last halves height
@@ -123,23 +124,6 @@ class VAEConfig:
     def upsamples_time(self, stage: int) -> bool:
         """Whether the decoder's stage (0 = coarsest) doubles time as it doubles space."""
         return stage < self.temporal_scale_num
-
-    def latents_for(self, frames: int) -> int:
-        """Latents of a clip of `frames` = temporal_factor * k + 1 frames; ValueError for another count."""
-        if frames < 1 or (frames - 1) % self.temporal_factor:
-            raise ValueError(
-                f"A clip has {frames} frames; the VAE takes {self.temporal_factor} k + 1 of them: repeat the "
-                f"last frame up to {self.frames_for(self.latents_holding(frames))}."
-            )
-        return 1 + (frames - 1) // self.temporal_factor
-
-    def latents_holding(self, frames: int) -> int:
-        """The fewest latents whose frames include a clip of `frames` frames."""
-        return 1 + -(-max(frames - 1, 0) // self.temporal_factor)
-
-    def frames_for(self, latents: int) -> int:
-        """Frames of a clip of `latents` latents: the first holds one, the others `temporal_factor` each."""
-        return 1 + (latents - 1) * self.temporal_factor
 
 
 def _check_original(original: Mapping[str, Any], known: Collection[str]) -> None:

@@ -49,7 +49,7 @@ class WanVAE(nn.Module):
         temporal_factor * k; height and width multiples of spatial_factor. Gives (batch, z_dim, k + 1 or k,
         height / spatial_factor, width / spatial_factor), float32. ValueError for other sizes.
         """
-        self._check_frames(x, first=state is None or self.encoder.conv1 not in state)
+        self.config.check_frames(x, 3, first=state is None or self.encoder.conv1 not in state)
         h: Tensor = self.encoder(x.to(self.conv1.weight.dtype), state)
         z_dim = self.config.z_dim  # of the parameters the first half: the other is the log variance
         bias = None if self.conv1.bias is None else self.conv1.bias[:z_dim]
@@ -64,7 +64,7 @@ class WanVAE(nn.Module):
         spatial_factor, width * spatial_factor) in the weights' dtype, not clamped: the clip's first latent
         gives one frame, every other temporal_factor.
         """
-        self._check_latents(z)
+        self.config.check_latents(z, self.config.z_dim)
         mean, std = self._statistics(z.device)
         latents = z.float().mul(std).add_(mean).to(self.conv2.weight.dtype)
         frames: Tensor = self.decoder(self.conv2(latents), state)
@@ -112,30 +112,6 @@ class WanVAE(nn.Module):
             for values in (self.config.latents_mean, self.config.latents_std)
         )
         return mean, std
-
-    def _check_frames(self, x: Tensor, first: bool) -> None:
-        factor, step = self.config.spatial_factor, self.config.temporal_factor
-        if x.ndim != 5 or x.shape[1] != 3:
-            raise ValueError(f"The VAE encodes (batch, 3, frames, height, width); got {tuple(x.shape)}.")
-        frames, height, width = x.shape[2:]
-        if not (height and width) or height % factor or width % factor:
-            raise ValueError(
-                f"The VAE encodes heights and widths that are multiples of {factor}; got {height}x{width}: "
-                "pad or crop the frames."
-            )
-        if first:
-            self.config.latents_for(frames)
-        elif not frames or frames % step:
-            raise ValueError(
-                f"A later slice of a clip has {frames} frames; the VAE takes a multiple of {step} there."
-            )
-
-    def _check_latents(self, z: Tensor) -> None:
-        if z.ndim != 5 or z.shape[1] != self.config.z_dim or not z.numel():
-            raise ValueError(
-                f"The VAE decodes (batch, {self.config.z_dim}, latents, height, width), none of them 0; got "
-                f"{tuple(z.shape)}."
-            )
 
 
 class Encoder(nn.Module):

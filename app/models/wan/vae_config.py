@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import ConfigError
+from app.nn.causal_sizes import CausalSizes
 
 Shape = tuple[int, ...]
 
@@ -33,7 +34,7 @@ _SPELLING = {"temperal_downsample": "temporal_downsample"}  # the original's
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(CausalSizes):
     """Parameters of the VAE, in the original's names.
 
     dim: channels at full resolution, before `dim_mult`.
@@ -122,23 +123,6 @@ class VAEConfig:
     def temporal_factor(self) -> int:
         """Frames per latent, after the first (4 as published)."""
         return int(2 ** sum(self.temporal_downsample))
-
-    def latents_for(self, frames: int) -> int:
-        """Latents of a clip of `frames` = temporal_factor * k + 1 frames; ValueError for another count."""
-        if frames < 1 or (frames - 1) % self.temporal_factor:
-            raise ValueError(
-                f"A clip has {frames} frames; the VAE takes {self.temporal_factor} k + 1 of them: repeat the "
-                f"last frame up to {self.frames_for(self.latents_holding(frames))}."
-            )
-        return 1 + (frames - 1) // self.temporal_factor
-
-    def latents_holding(self, frames: int) -> int:
-        """The fewest latents whose frames include a clip of `frames` frames."""
-        return 1 + -(-max(frames - 1, 0) // self.temporal_factor)
-
-    def frames_for(self, latents: int) -> int:
-        """Frames of a clip of `latents` latents: the first holds one, the others `temporal_factor` each."""
-        return 1 + (latents - 1) * self.temporal_factor
 
 
 def _invalid(name: str, value: object, expected: str) -> ConfigError:
