@@ -43,14 +43,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$@"
 
 FROM torch-cpu AS packages-cpu
-COPY requirements/run.txt tools/split_packages.sh ./
+COPY requirements/run.txt requirements/latents.txt tools/split_packages.sh ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes -r run.txt && sh split_packages.sh
+    pip install --require-hashes -r run.txt -r latents.txt && sh split_packages.sh
 
 FROM torch-gpu AS packages-gpu
-COPY requirements/run.txt tools/split_packages.sh ./
+COPY requirements/run.txt requirements/latents.txt tools/split_packages.sh ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes -r run.txt && sh split_packages.sh
+    pip install --require-hashes -r run.txt -r latents.txt && sh split_packages.sh
 
 # ------------------------------------------------------------------ our own
 

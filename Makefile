@@ -13,7 +13,7 @@ export DOCKER_BUILDKIT = 1
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/ready ## restore examples/clip.mp4 with the nano model, into out/
+demo: .venv/ready ## restore a clip, make a video from a prompt, and edit latents with nano models, into out/
 	$(BIN)/python tools/demo.py --workspace $(WORKSPACE) --out out
 
 test: .venv/dev ## run every test but those of the image
@@ -64,6 +64,7 @@ clean: ## remove .venv, build and out
 	  -r requirements/torch.txt -c requirements/torch-deps.txt -r requirements/run.txt
 	@touch $@
 
-.venv/dev: requirements/dev.txt .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+.venv/dev: requirements/dev.txt requirements/latents.txt .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	  -r requirements/latents.txt -r requirements/dev.txt
 	@touch $@

@@ -5,7 +5,9 @@ site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 rm -rf "$site"/pip "$site"/pip-*.dist-info /opt/venv/bin/pip*
 rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test
 find "$site/torch/bin" -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -rf {} +  # its own tests, protoc
-find "$site/sympy" "$site/networkx" -type d -name tests -prune -exec rm -rf {} +
+for name in sympy networkx scipy sklearn matplotlib; do
+    find "$site/$name" -type d -name tests -prune -exec rm -rf {} +
+done
 find "$site" -name '*.a' -delete
 mkdir -p /opt/torch
 for name in torch nvidia triton; do
@@ -13,3 +15,4 @@ for name in torch nvidia triton; do
 done
 echo /opt/torch > "$site/torch.pth"
 python -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
+python -c 'import diffusers, matplotlib.figure, sklearn.decomposition; diffusers.AutoencoderKL'

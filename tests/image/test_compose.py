@@ -82,22 +82,31 @@ def test_up_a_job_restart_down(project: Project, engine: Engine) -> None:
     assert len(project.run("ps", "-q").stdout.split()) == 1  # nothing of the gpu profile
 
     url = f"http://127.0.0.1:{PORT}"
+    # One of each task, none of which names a model: nano's, of those that a worker boots, is the only one.
+    jobs = [
+        {"task": "restore", "source": {"path": "clip.mp4"}, "short_side": 32},
+        {"task": "generate", "prompt": "A lamp.", "height": 16, "width": 16, "frames": 9},
+        {"task": "autoencode", "source": {"path": "clip.mp4"}, "short_side": 32, "frames": 9},
+    ]
     script = (
-        "import runpod, json\n"
-        "job = runpod.Endpoint('local', api_key='none').run({'input': {'task': 'restore', "
-        "'source': {'path': 'clip.mp4'}, 'short_side': 32}})\n"
-        "print(json.dumps([job.job_id, job.output(timeout=100)]))"
+        "import json, runpod, sys\n"
+        "endpoint = runpod.Endpoint('local', api_key='none')\n"
+        "started = [endpoint.run({'input': job}) for job in json.load(sys.stdin)]\n"
+        "print(json.dumps([[job.job_id, job.output(timeout=100)] for job in started]))"
     )
     client = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=150,
+        [sys.executable, "-c", script], input=json.dumps(jobs), capture_output=True, text=True, timeout=150,
         env=os.environ | {"RUNPOD_ENDPOINT_BASE_URL": f"{url}/v2"},
     )  # fmt: skip
     assert client.returncode == 0, client.stderr
-    job, output = json.loads(client.stdout.splitlines()[-1])
-    assert output["result"]["kind"] == "path"
-    made = project.folder / "out" / output["result"]["path"]
-    assert made.stat().st_uid == STRANGER
-    assert made.stat().st_size > 1000
+    done = json.loads(client.stdout.splitlines()[-1])
+    assert [output["model"] for _, output in done] == ["nano", "nano-wan", "nano-vqvae"]
+    for _, output in done:
+        assert output["result"]["kind"] == "path"
+        made = project.folder / "out" / output["result"]["path"]
+        assert made.stat().st_uid == STRANGER
+        assert made.stat().st_size > 1000
+    job, output = done[0]
 
     project.run("restart", "-t", "30")
     wait_for_health(engine, name, "healthy")

@@ -70,6 +70,20 @@ def test_the_images_own_nano_and_clip_need_no_mount(engine: Engine, image: Built
     assert json.loads(done.stdout)["model"] == "nano"
 
 
+def test_the_packages_of_the_laboratory_are_in_it(engine: Engine, image: Built, tmp_path: Path) -> None:
+    """diffusers for Stable Diffusion's VAE, scikit-learn and matplotlib for the report."""
+    give(tmp_path)
+    command = ("run", "autoencode", "/seedpod/examples/clip.mp4", "-o", "/output/made", "--model", "nano-vae",
+               "--frames", "5", "--edits", "noise strength=0.3 seed=7")  # fmt: skip
+    done = once(
+        engine, image, *HARDENED, *AS_STRANGER, "-e", "SEEDPOD_ROOTS=/opt/nano", "-v", f"{tmp_path}:/output",
+        command=command,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert {"edited.mp4", "report.html", "report.json", "components.png"} <= made
+
+
 @pytest.mark.parametrize(
     ("command", "status", "said"),
     [
