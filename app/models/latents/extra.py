@@ -1,4 +1,4 @@
-"""The packages that only the report of an autoencoder needs: the optional extra `report`."""
+"""The packages that only the report of an autoencoder needs, of the optional extra `latents`."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def require(*modules: str) -> None:
             raise UnavailableError(
                 "package_missing",
                 f"{PACKAGES[module]} cannot be imported ({error}); the report of an autoencoder needs it: "
-                "install it with `pip install scikit-learn matplotlib`, or leave the report out.",
+                "pip install 'seedpod[latents]', or leave the report out.",
             ) from error

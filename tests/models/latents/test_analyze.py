@@ -110,7 +110,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(UnavailableError) as refused:
         analyze.principal_components({"a": held(_drawn(1, 3, 2, 2))})
-    assert refused.value.code == "package_missing" and "pip install scikit-learn" in refused.value.message
+    assert refused.value.code == "package_missing" and "seedpod[latents]" in refused.value.message
 
 
 def test_figures_need_no_extra_package(monkeypatch: pytest.MonkeyPatch) -> None:
