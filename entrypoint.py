@@ -4,6 +4,7 @@
     check      verify the checkpoints            stage    copy them to fast local storage
     fetch      download what is missing          convert  make 16-bit files of them
     run        do one job on this machine    serve    boot, then take jobs (the default)
+    bench      measure a task
 
 Every command reads like the flow it is; each imports what it needs, so that `check` never loads torch.
 Exit status: 0 done, 64 wrong use, 65 bad input, 69 unavailable, 70 our fault, 74 input or output
@@ -21,7 +22,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -229,18 +230,43 @@ def generate(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def autoencode(options: argparse.Namespace, settings: Settings) -> int:
-    """Take a clip, or each clip in a folder, through a video autoencoder; prints the results as JSON."""
+    """Take a clip, or several, through a video autoencoder; prints the results as JSON."""
+    from app.errors import InputError
     from app.job.autoencode_request import OTHERS, AutoencodeRequest
     from app.job.request import parse
 
     request = parse(AutoencodeRequest, given(options, AutoencodeRequest.model_fields))
     others = {name: path for name in OTHERS if (path := getattr(options, name)) is not None}
+    sources = options.input
     with shown_progress() as progress:
-        from app.once import autoencode_once
+        from app.job.clips import Refused
+        from app.once import autoencode_all, autoencode_once
 
-        results = autoencode_once(settings, request, options.input, others, options.output, progress)
-    told = [result.to_dict() for result in results]
-    print(json.dumps(told if options.input.is_dir() else told[0], indent=2))
+        if len(sources) == 1 and not sources[0].is_dir():
+            result = autoencode_once(settings, request, sources[0], others, options.output, progress)
+            print(json.dumps(result.to_dict(), indent=2))
+            return 0
+        listed = autoencode_all(settings, request, sources, others, options.output, progress)
+    print(json.dumps([each.to_dict() for each in listed], indent=2))
+    refused = [each for each in listed if isinstance(each, Refused)]
+    for each in refused:
+        print(f"seedpod: {each.name}: {each.error.message} [{each.error.code}]", file=sys.stderr)
+    return InputError.exit_status if refused else 0
+
+
+def bench_autoencode(options: argparse.Namespace, settings: Settings) -> int:
+    """Measure a video autoencoder on the devices of this machine, in each type and batch size."""
+    with shown_progress() as progress:
+        from app.machine import about
+        from app.models.latents.bench import measure_all, show
+        from app.once import open_codec
+
+        loading = settings.model_copy(update={"device": "cpu", "dtype": "float32"})
+        name, codec = open_codec(loading, options.model, progress)
+        title = f"{name}: {options.frames} frames of {options.size}x{options.size}"
+        only = [] if settings.device == "auto" else [settings.device.partition(":")[0]]
+        speeds = measure_all(codec, options.size, options.frames, options.repeats, only)
+        show(title, speeds, about())
     return 0
 
 
@@ -343,7 +369,29 @@ def parser() -> argparse.ArgumentParser:
                                       description=generate.__doc__))  # fmt: skip
     _autoencode_parser(tasks.add_parser("autoencode", help="encode, edit latents, decode, compare",
                                         description=autoencode.__doc__))  # fmt: skip
+    bench = commands.add_parser("bench", help="measure a task on this machine")
+    tasks = bench.add_subparsers(required=True, metavar="TASK", parser_class=Parser)
+    sub = tasks.add_parser("autoencode", help="devices, types and batch sizes of a video autoencoder",
+                           description=bench_autoencode.__doc__)  # fmt: skip
+    sub.add_argument("--model", metavar="MODEL", help="default: the only autoencode model there is")
+    sub.add_argument("--size", type=_count(16, 4096), default=256, help="side of the frames in pixels "
+                     "(default: %(default)s)")  # fmt: skip
+    sub.add_argument("--frames", type=_count(1, 10_000), default=17, help="default: %(default)s")
+    sub.add_argument("--repeats", type=_count(1, 100), default=3, help="default: %(default)s")
+    sub.set_defaults(command=bench_autoencode)
     return top
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, as an option's type."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return value
+
+    return read
 
 
 def _restore_parser(sub: argparse.ArgumentParser) -> None:
@@ -370,7 +418,9 @@ def _generate_parser(sub: argparse.ArgumentParser) -> None:
 def _autoencode_parser(sub: argparse.ArgumentParser) -> None:
     from app.job.autoencode_request import OTHERS, AutoencodeRequest
 
-    sub.add_argument("input", type=Path, metavar="INPUT", help="a clip, an image, or a folder of them")
+    sub.add_argument(
+        "input", type=Path, nargs="+", metavar="INPUT", help="a clip, an image, or a folder of them"
+    )
     sub.add_argument("-o", "--output", type=Path, required=True, help="a folder, empty or yet to be made")
     for name in OTHERS:
         sub.add_argument(f"--{name}", type=Path, metavar="FILE", help=f'the clip that edits call "{name}"')

@@ -312,7 +312,7 @@ def _load(
         )
     model = manifest.models[name]
     loading = Loading(
-        place(settings.device, settings.dtype), settings.readers, progress,
+        place(settings.device, settings.dtype, metal=model.task == "autoencode"), settings.readers, progress,
         text_encoder=settings.text_encoder, eager=eager, cache=settings.cache,
     )  # fmt: skip
     pipeline = load_model(model, sources, loading)

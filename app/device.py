@@ -24,13 +24,16 @@ class Placement:
     conv_dtype: torch.dtype
 
 
-def place(device: str, dtype: str) -> Placement:
+def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
     """The placement that the settings `device` and `dtype` ask for.
+
+    metal: whether "auto" takes Apple's Metal where there is no CUDA; only what was written with it in mind
+    should.
 
     Raises:
         UnavailableError: `device_unavailable`: the device is not there.
     """
-    chosen = torch.device(_auto() if device == "auto" else device)
+    chosen = torch.device(_auto(metal) if device == "auto" else device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UnavailableError(
             "device_unavailable",
@@ -52,5 +55,7 @@ def place(device: str, dtype: str) -> Placement:
     return Placement(chosen, wanted, torch.float16 if half else torch.float32)
 
 
-def _auto() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _auto(metal: bool) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if metal and torch.backends.mps.is_available() else "cpu"

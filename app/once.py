@@ -5,7 +5,7 @@ What can be refused is refused before anything is staged or loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app import chain
@@ -13,15 +13,18 @@ from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found
 from app.boot.manifest import Manifest, read_manifest
 from app.boot.verify import Selection, select_models
-from app.job.autoencode import AutoencodeResult
+from app.job.autoencode import AutoencodeResult, run_autoencode
+from app.job.autoencode_plan import plan_autoencode
 from app.job.autoencode_request import AutoencodeRequest
-from app.job.clips import plan_clips, run_clips, weights_of
+from app.job.clips import Made, Refused, plan_clips, run_clips, weights_of
 from app.job.generate import GenerateResult, run_generate
 from app.job.generate_plan import GenerateJob, Pictures, plan_generate
 from app.job.generate_request import GenerateRequest
 from app.job.request import RestoreRequest
 from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
+from app.models.latents.autoencode import StateDicts
+from app.models.latents.codec import Codec
 from app.models.registry import abilities
 from app.models.wan.embeddings import EmbeddingCache, known
 from app.models.wan.tokenizer import Tokenizer
@@ -69,20 +72,51 @@ def autoencode_once(
     others: Mapping[str, Path],
     output: Path,
     progress: Progress,
-) -> list[AutoencodeResult]:
-    """Take a clip, or every clip in a folder, through a codec and back, into the folder `output`."""
+) -> AutoencodeResult:
+    """Take a clip through a codec and back, into the folder `output`."""
     ready = _Ready(settings, "autoencode", request.model, progress)
-    jobs = plan_clips(request, source, others, output, ready.limits)
-    named = [ready.name, *weights_of(request, ready.name)]
+    job = plan_autoencode(request, source, others, output, ready.limits)
+    codec, models = _codec(settings, request, ready, progress)
+    return run_autoencode(codec, ready.name, job, progress, models=models)
+
+
+def autoencode_all(
+    settings: Settings,
+    request: AutoencodeRequest,
+    sources: Sequence[Path],
+    others: Mapping[str, Path],
+    output: Path,
+    progress: Progress,
+) -> list[Made | Refused]:
+    """Take several clips, and every clip in folders, through a codec, each into a folder within `output`."""
+    ready = _Ready(settings, "autoencode", request.model, progress)
+    clips = plan_clips(request, sources, others, output, ready.limits)
+    codec, models = _codec(settings, request, ready, progress)
+    return run_clips(codec, ready.name, clips, output, progress, models=models)
+
+
+def open_codec(settings: Settings, model: str | None, progress: Progress) -> tuple[str, Codec]:
+    """A video autoencoder of the manifest, loaded, and its name: for notebooks and measurements."""
+    ready = _Ready(settings, "autoencode", model, progress)
+    return ready.name, _codec(settings, AutoencodeRequest(), ready, progress)[0]
+
+
+def _codec(
+    settings: Settings, request: AutoencodeRequest, ready: _Ready, progress: Progress
+) -> tuple[Codec, StateDicts]:
+    """The codec of a job, and the weights of the models that its own are interpolated with."""
+    named = [*dict.fromkeys([ready.name, *weights_of(request)])]
+    for name in named[1:]:
+        chain.choose_model(settings, ready.manifest, "autoencode", name)
+    if settings.fetch == "missing":
+        chain.fetch_missing(settings, ready.manifest, named[1:], progress)
     selection = select_models(ready.manifest, named, settings.roots)
     chain.check(settings, ready.manifest, selection, ready.hashes, progress).require_ok()
     loaded = {
         model.name: model.pipeline
         for model in chain.load_staged(settings, ready.manifest, selection, ready.hashes, progress, progress)
     }
-    codec = loaded.pop(ready.name)
-    models = {name: other.module.state_dict() for name, other in loaded.items()}
-    return run_clips(codec, ready.name, jobs, output, progress, models=models)
+    return loaded[ready.name], {name: loaded[name].module.state_dict() for name in weights_of(request)}
 
 
 class _Ready:

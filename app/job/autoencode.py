@@ -9,32 +9,32 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import InputError, UsageError
-from app.job.autoencode_request import AutoencodeRequest
-from app.job.result import Limits, Result
+from app.errors import InputError, UnavailableError
+from app.job.autoencode_plan import AutoencodeJob
+from app.job.result import Result, out_of_memory
 from app.models.latents import report
 from app.models.latents.analyze import channel_map, channel_statistics, compression, principal_components
 from app.models.latents.autoencode import Latent, Session, StateDicts
 from app.models.latents.codec import Codec
 from app.models.latents.compare import Board
-from app.models.latents.edit_request import clips_of
-from app.models.latents.extra import require
 from app.models.latents.fit import Fit
+from app.models.latents.metal import device_of, lacks_operation, moved_to_cpu, place_of
 from app.models.latents.pixels import from_bytes, to_bytes
 from app.models.latents.quality import Meter, Quality
+from app.models.latents.spool import Latents, View
 from app.models.latents.weights_request import changes_of
 from app.progress import Progress
 from app.timing import Stopwatch
-from app.video.place import check_place, temporary
-from app.video.probe import ClipInfo, probe
+from app.video.place import failures_of, temporary
+from app.video.probe import ClipInfo
 from app.video.read import read_frames
 from app.video.sheet import write_sheet
 from app.video.write import VideoWriter
@@ -48,76 +48,21 @@ if TYPE_CHECKING:
     Frame = NDArray[np.uint8]
 
 CHUNK = 4  # frames that are read at once
+WIDEST, HIGHEST = 7680, 4320  # of the side-by-side video: what players take
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencodeResult(Result):
     """What came back: `reconstructed` and `edited` say how near to the original (PSNR in dB, SSIM), `latents`
-    their shape (channels, count, height, width), `compression` numbers of the frames per number of theirs."""
+    their shape (channels, count, height, width), `compression` numbers of the frames per number of theirs,
+    `device` where it ran and in which type."""
 
+    device: str
     files: tuple[str, ...]
     latents: tuple[int, ...]
     compression: float
     reconstructed: dict[str, float | None]
     edited: dict[str, float | None] | None
-
-
-@dataclass(frozen=True)
-class AutoencodeJob:
-    """A job that was looked at and can begin: nothing is decoded or written yet."""
-
-    request: AutoencodeRequest
-    info: ClipInfo
-    others: Mapping[str, ClipInfo]
-    size: tuple[int, int]  # height and width of the frames
-    output: Path
-    most_frames: int
-
-
-def plan_autoencode(
-    request: AutoencodeRequest,
-    source: Path,
-    others: Mapping[str, Path],
-    output: Path,
-    limits: Limits,
-    *,
-    parent: bool = True,
-) -> AutoencodeJob:
-    """Everything that can be refused before any costly work; nothing is written yet.
-
-    others: Files of the clips "b" and "c", as far as they are given. parent: whether the folder that
-    `output` lies in must be there yet.
-
-    Raises:
-        UsageError: An edit needs a clip that is not given.
-        InputError: A source cannot be read, or is beyond the limits.
-        FileError: `output` cannot be written, or is a folder with something in it.
-    """
-    if request.report:
-        require()
-    most = {"max_frames": limits.frames, "max_pixels": 4 * limits.pixels}
-    info = probe(source, **most)
-    if missing := sorted(clips_of(request.edits) - set(others)):
-        raise UsageError(
-            "clip_unknown", f"An edit needs the clip {missing[0]!r}, which is not given; give its file."
-        )
-    size = _size(info, request.short_side)
-    if size[0] * size[1] > limits.pixels:
-        raise InputError(
-            "output_too_large",
-            f"The clip is {size[1]}x{size[0]}, {size[0] * size[1]:,} pixels a frame, and the limit is "
-            f"{limits.pixels:,}; set short_side, or raise SEEDPOD_MAX_PIXELS.",
-        )
-    if parent:
-        check_place(output, folder=True)
-    return AutoencodeJob(
-        request,
-        info,
-        {name: probe(path, **most) for name, path in others.items()},
-        size,
-        output,
-        limits.frames,
-    )
 
 
 def run_autoencode(
@@ -127,39 +72,87 @@ def run_autoencode(
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
     models: StateDicts | None = None,
+    work: Path | None = None,
 ) -> AutoencodeResult:
     """Encode, edit, decode and compare.
 
     `on_step` is called between steps and may raise to stop. `models`: state dicts of other models, by name,
-    that weights may be interpolated with. Whatever is raised, nothing partial is left.
+    that weights may be interpolated with. `work`: an existing folder for latents; unset, they lie beside the
+    result until it is done. Whatever is raised, nothing partial is left.
+
+    Where a Metal device lacks an operation, the codec is moved to the CPU, for later jobs, too, and the
+    result's notes say so.
 
     Raises:
         UsageError: An edit or a change does not fit the codec or the clip. InputError: A source is damaged,
-        or what is decoded is no picture. FileError: The output cannot be written.
+        or what is decoded is no picture. FileError: The output cannot be written. UnavailableError:
+        `out_of_memory`.
     """
+    try:
+        return _made(codec, model, job, progress, on_step, models, work)
+    except Exception as error:
+        if not lacks_operation(device_of(codec), error):
+            raise
+        note = moved_to_cpu(codec, error)
+    progress.start("once more on the CPU", None, "frames")
+    progress.finish(note)
+    result = _made(codec, model, job, progress, on_step, models, work)
+    return replace(result, notes=(*result.notes, note))
+
+
+def _made(
+    codec: Codec,
+    model: str,
+    job: AutoencodeJob,
+    progress: Progress,
+    on_step: Callable[[], None],
+    models: StateDicts | None,
+    work: Path | None,
+) -> AutoencodeResult:
     inside = job.output.is_dir()
     folder = temporary(job.output / "result" if inside else job.output)
-    folder.mkdir()
+    latents = temporary((work or folder) / "latents")
+    with failures_of(job.output):
+        folder.mkdir()
+        latents.mkdir()
     try:
-        result = _Run(codec, model, job, folder, progress, on_step).result(models)
-        if inside:
-            for path in folder.iterdir():
-                path.replace(job.output / path.name)
-        else:
-            folder.replace(job.output)
+        with _told_out_of_memory(job):
+            result = _Run(codec, model, job, folder, latents, progress, on_step).result(models)
+        with failures_of(job.output):
+            if inside:
+                for path in folder.iterdir():
+                    path.replace(job.output / path.name)
+            else:
+                folder.replace(job.output)
         return result
     finally:
+        shutil.rmtree(latents, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _told_out_of_memory(job: AutoencodeJob) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnavailableError(
+            "out_of_memory",
+            f"A clip of {job.size[1]}x{job.size[0]} does not pass through this codec in the memory of this "
+            "machine; set a smaller short_side, or use a larger GPU.",
+        ) from error
 
 
 @dataclass
 class _Run:
-    """One job at work in `folder`, which holds its result and, while it works, its latents."""
+    """One job at work: its result in `folder`, its latents in `work`."""
 
     codec: Codec
     model: str
     job: AutoencodeJob
     folder: Path
+    work: Path
     progress: Progress
     on_step: Callable[[], None]
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -167,13 +160,11 @@ class _Run:
     def result(self, models: StateDicts | None) -> AutoencodeResult:
         begin = time.perf_counter()
         request, (height, width) = self.job.request, self.job.size
-        work = self.folder / "work"
-        work.mkdir()
         session = Session(
-            self.codec, lambda: self._frames(self.job.info), self.job.size, work,
+            self.codec, lambda: self._frames(self.job.info), self.job.size, self.work,
             fit=request.fit, on_step=self.on_step, clock=self.clock,
         )  # fmt: skip
-        self.progress.start("encode", None, "frames")
+        self._start("encode", [self.job.info] * (2 if request.weights else 1) + [*self.job.others.values()])
         latents = session.latents(
             request.edits,
             changes_of(request.weights),
@@ -183,11 +174,11 @@ class _Run:
         self.progress.finish(f"{latents.own.shape[1]} latents of {'x'.join(map(str, latents.own.shape))}")
         compared = self._write(session, latents)
         if request.report:
-            self.progress.start("report", None, "frames")
+            self._start("report", [self.job.info])
             with self.clock("report"):
                 self._report(latents, compared)
             self.progress.finish()
-        shutil.rmtree(work)
+        shutil.rmtree(self.work)
         quality = {name: _numbers(each) for name, each in compared.items()}
         files = sorted(path.relative_to(self.folder).as_posix() for path in self._files())
         frames = compared["reconstructed"].frames
@@ -203,6 +194,7 @@ class _Run:
             seconds={step: round(seconds, 3) for step, seconds in self.clock.seconds.items()},
             total_seconds=round(time.perf_counter() - begin, 3),
             notes=self.job.info.notes,
+            device=place_of(self.codec),
             files=tuple(files),
             latents=latents.own.shape,
             compression=round(frames * height * width * 3 / math.prod(latents.own.shape), 2),
@@ -219,8 +211,8 @@ class _Run:
         names = ["original", "reconstructed", *(["edited"] if edited else [])]
         meters = {name: Meter() for name in names[1:]}
         height, width = self.job.size
-        board = Board(names, height, width)
-        self.progress.start("decode", None, "frames")
+        board = Board(names, *_cell(len(names), height, width))
+        self._start("decode", [self.job.info])
         with ExitStack() as stack:
             writers = {name: stack.enter_context(self._writer(name, height, width)) for name in names}
             whole = stack.enter_context(self._writer("side_by_side", board.height, board.width))
@@ -262,6 +254,7 @@ class _Run:
             frames = islice(read, self.job.request.frames)
             count = 0
             while chunk := list(islice(frames, CHUNK)):
+                self.on_step()
                 count += len(chunk)
                 if count > self.job.most_frames:
                     raise InputError(
@@ -272,14 +265,30 @@ class _Run:
                 self.progress.advance(len(chunk))
                 yield from_bytes(np.stack(chunk))
 
+    def _start(self, step: str, clips: Sequence[ClipInfo]) -> None:
+        """Begin a step that goes through these clips."""
+        most = self.job.request.frames
+        lengths = [info.frames for info in clips]
+        known = [length if most is None else min(length, most) for length in lengths if length is not None]
+        self.progress.start(step, sum(known) if len(known) == len(clips) else None, "frames")
+
+    def _watched(self, latents: Latents) -> View:
+        """The same latents; whoever reads them can be stopped."""
+
+        def read(start: int, stop: int) -> Tensor:
+            self.on_step()
+            return latents.read(start, stop)
+
+        return View(latents.shape, read)
+
     def _report(self, latents: Latent, compared: Mapping[str, Quality]) -> None:
         request, (height, width) = self.job.request, self.job.size
         facts = self.codec.facts
         frames = compared["reconstructed"].frames
         fit = Fit(height, width, facts, request.fit)
-        clips = {"original": latents.own}
+        clips = {"original": self._watched(latents.own)}
         if latents.edited is not latents.own:
-            clips["edited"] = latents.edited
+            clips["edited"] = self._watched(latents.edited)
         made = report.Report(
             title=self.job.info.path.name,
             model=self.model,
@@ -291,14 +300,13 @@ class _Run:
             quality=dict(compared),
             channels={name: channel_statistics(clip) for name, clip in clips.items()},
             tracks=principal_components(clips),
-            holds=channel_map(fit.frames(self._frames(self.job.info)), latents.own, facts),
+            holds=channel_map(fit.frames(self._frames(self.job.info)), clips["original"], facts),
             compression=compression(latents.own, frames, height, width, facts),
             edits=tuple(_line(edit) for edit in request.edits),
             weights=tuple(_line(change) for change in request.weights),
             notes=self.job.info.notes,
         )
-        edited = latents.edited if "edited" in clips else None
-        report.write(self.folder, made, latents.own, edited, self.folder / "sheet.png")
+        report.write(self.folder, made, clips["original"], clips.get("edited"), self.folder / "sheet.png")
 
 
 def _line(described: BaseModel) -> str:
@@ -307,12 +315,12 @@ def _line(described: BaseModel) -> str:
     return " ".join([values.pop("kind"), *(f"{name}={value}" for name, value in values.items())])
 
 
+def _cell(clips: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width that each clip is shown at beside the others: its own, or less of both where the
+    video would be larger than players take."""
+    scale = min(1.0, (WIDEST / clips - 4) / width, (HIGHEST - 48) / height)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
 def _numbers(quality: Quality) -> dict[str, float | None]:
     return {"psnr": quality.psnr, "ssim": quality.ssim, "temporal_error": quality.temporal_error}
-
-
-def _size(info: ClipInfo, short_side: int | None) -> tuple[int, int]:
-    if short_side is None:
-        return info.height, info.width
-    scale = short_side / min(info.height, info.width)
-    return round(info.height * scale), round(info.width * scale)

@@ -22,7 +22,8 @@ import torch
 from app.chain import Loaded
 from app.errors import UnavailableError
 from app.job.archive import pack
-from app.job.autoencode import plan_autoencode, run_autoencode
+from app.job.autoencode import run_autoencode
+from app.job.autoencode_plan import plan_autoencode
 from app.job.bucket import bucket_of
 from app.job.clips import weights_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
@@ -250,16 +251,18 @@ def _pieces(work: Work) -> Callable[[bytes, int], None]:
 
 def _autoencode(work: Work, request: AutoencodePayload) -> Result:
     """Take a clip through a codec and back; the result is a folder, which is delivered as one archive."""
+    models = work.context.models
+    named = [models.choose("autoencode", name) for name in weights_of(request)]
     source = work.fetch(request.source)
     others = {name: work.fetch(media, name) for name, media in (("b", request.b), ("c", request.c)) if media}
     job = plan_autoencode(request, source, others, work.folder / "result", work.context.limits)
-    models = work.context.models
-    states = {
-        name: models.wait(models.choose("autoencode", name), work.on_step).pipeline.module.state_dict()
-        for name in weights_of(request, work.loaded.name)
-    }
+    states = {name: models.wait(name, work.on_step).pipeline.module.state_dict() for name in named}
+    latents = work.folder / "latents"
+    latents.mkdir()  # before the growth of the result is watched, of which latents are no part
     on_step = stopped_by_growth(work.folder, work.context.delivery, work.on_step)
-    return run_autoencode(work.loaded.pipeline, work.loaded.name, job, work.progress, on_step, states)
+    return run_autoencode(
+        work.loaded.pipeline, work.loaded.name, job, work.progress, on_step, states, latents
+    )
 
 
 TASKS: Mapping[str, Callable[[Work, Any], Result]] = {

@@ -25,6 +25,7 @@ from app.models.latents.spool import Latents, chunks, spool
 from app.models.latents.weights import Change, Manipulator
 from app.timing import Stopwatch
 
+LONG = 1 << 40  # latents, of a clip that is not counted yet
 Frames = Iterable[Tensor]  # chunks (n, 3, height, width) in [-1, 1]
 StateDicts = Mapping[str, Mapping[str, Tensor]]
 
@@ -86,15 +87,19 @@ class Session:
         Raises:
             UsageError: An edit or a change does not fit. InputError: `clip_empty`, `latents_not_finite`.
         """
-        own = self._encoded(self.codec, self._fit, self._source(), OWN)
-        if not edits and not changes:
-            return Latent(own, own)
-        codec, base = self.codec, own
+        codec = self.codec
+        names = [OWN, *(others or {})]
+        # What does not fit the codec is refused before the clip is encoded; its length is not known yet.
+        editing.check(edits, dict.fromkeys(names, (codec.facts.channels, LONG, *self._fit.latent_size)))
         if changes:
             codec = self._changed = copy.deepcopy(self.codec)
             manipulator = Manipulator(codec.module, models)
             for change in changes:
                 manipulator.apply(change)
+        own = base = self._encoded(self.codec, self._fit, self._source(), OWN)
+        if not edits and not changes:
+            return Latent(own, own)
+        if changes:
             base = self._encoded(codec, Fit(*self._size, codec.facts, self._how), self._source(), "changed")
         clips: dict[str, Latents] = {OWN: base}
         for name, other in (others or {}).items():

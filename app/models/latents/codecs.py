@@ -138,20 +138,21 @@ class VQCodec(CausalCodec):
         """Chunks of latents to chunks of numbers of codes, (n, h, w) int64 below `facts.codebook`."""
         for chunk in latents:
             _check(chunk, "latents", (self.facts.channels, "n", "height", "width"))
-            yield self._indices(chunk.to(self._mean)[None])[0]
+            yield self._indices(chunk.to(_weight(self.module))[None])[0]
 
     def latents(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         """The other way: what `decode` takes. ValueError for a number that is none of a code."""
         for chunk in indices:
-            yield self._normalised(chunk.to(self._mean.device)[None])[0]
+            yield self._normalised(chunk.to(_weight(self.module).device)[None])[0]
 
     def _normalised(self, indices: Tensor) -> Tensor:
         with torch.no_grad():
-            return (self.module.vectors(indices).float() - self._mean) / self._std
+            vectors = self.module.vectors(indices).float()
+            return (vectors - self._mean.to(vectors)) / self._std.to(vectors)
 
     def _indices(self, z: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.module.nearest(z * self._std + self._mean)
+            return self.module.nearest(z * self._std.to(z) + self._mean.to(z))
 
 
 class ImageCodec:
