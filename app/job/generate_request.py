@@ -8,17 +8,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.spelling import as_text
 
 PROMPT = 20_000  # characters; a model reads some 2,500 of them
 CHANGES = 64
 
 
-def _change(value: Any) -> Any:
+def _change(text: str) -> Any:
     """A change as the command line writes it: `3.5: A cat runs`."""
-    if isinstance(value, str) and (match := re.match(r"\s*(\d+(?:\.\d*)?)\s*:\s*(.*)", value, re.DOTALL)):
-        return {"at": float(match[1]), "prompt": match[2]}
-    return value
+    match = re.match(r"\s*(\d+(?:\.\d*)?)\s*:\s*(.*)", text, re.DOTALL)
+    return {"at": float(match[1]), "prompt": match[2]} if match else text
 
 
 class Change(BaseModel):
@@ -42,7 +43,7 @@ class GenerateRequest(BaseModel):
         "reads 512 tokens.",
         examples=["A cat walks through fresh snow at sunset, close up, the camera follows it."],
     )
-    changes: list[Annotated[Change, BeforeValidator(_change)]] = Field(
+    changes: list[Annotated[Change, as_text(_change)]] = Field(
         default=[],
         max_length=CHANGES,
         description="Other prompts from a second on; each holds from the next block. On the command line: "

@@ -102,4 +102,4 @@ def validate(payload: Any) -> Payload:
     task = payload.get("task")
     if not isinstance(task, str) or task not in PAYLOADS:
         raise UsageError("request_invalid", f"task is {told(task)}; it may be {', '.join(PAYLOADS)}.")
-    return parse(PAYLOADS[task], payload)
+    return parse(PAYLOADS[task], payload, json=True)

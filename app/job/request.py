@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import UsageError
+from app.spelling import JSON
 
 MOST = 20  # wrong fields that a message names
 Codec = Literal["h264", "hevc10", "h264_10", "lossless", "png"]
@@ -151,14 +152,15 @@ class Part(BaseModel):
 Request = TypeVar("Request", bound=BaseModel)
 
 
-def parse(request: type[Request], values: Mapping[str, Any]) -> Request:
-    """The request that `values` hold.
+def parse(request: type[Request], values: Mapping[str, Any], *, json: bool = False) -> Request:
+    """The request that `values` hold. They are text, as on the command line, or `json`: then each is of the
+    type that the schema says, and nothing else is taken for it.
 
     Raises:
         UsageError: `request_invalid`, naming every field that is wrong, its value and what it may be.
     """
     try:
-        return request.model_validate(values)
+        return request.model_validate(values, strict=json or None, context=JSON if json else None)
     except ValidationError as error:
         raise UsageError("request_invalid", " ".join(_sentences(request, error))) from None
 

@@ -18,7 +18,9 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.spelling import as_text
 
 EDITS = 32
 OWN = "a"  # the clip that is edited
@@ -111,12 +113,10 @@ class Interpolate(_OfChannels):
         return {self.clip}
 
 
-def _point(value: Any) -> Any:
+def _point(text: str) -> dict[str, Any]:
     """A point as the command line writes it: `b`, `b@0.5`."""
-    if isinstance(value, str):
-        clip, at, moment = value.partition("@")
-        return {"clip": clip, **({"at": moment} if at else {})}
-    return value
+    clip, at, moment = text.partition("@")
+    return {"clip": clip, **({"at": moment} if at else {})}
 
 
 class Point(_Described):
@@ -126,7 +126,7 @@ class Point(_Described):
     at: Fraction | None = Field(default=None, description="The moment that is held. Unset: the clip plays.")
 
 
-_Point = Annotated[Point, BeforeValidator(_point)]
+_Point = Annotated[Point, as_text(_point)]
 
 
 class Path(_Described):
@@ -255,11 +255,9 @@ Described = (
 _LISTS = {"channels", "points", "corners", "layers"}
 
 
-def spelled(value: Any) -> Any:
+def spelled(value: str) -> Any:
     """An edit, or a change of weights, as the command line writes it: `noise strength=0.2 seed=3`, or as a
     JSON object."""
-    if not isinstance(value, str):
-        return value
     if value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -276,7 +274,7 @@ def spelled(value: Any) -> Any:
 
 
 Edit = Annotated[Described, Field(discriminator="kind")]
-Spelled = Annotated[Edit, BeforeValidator(spelled)]
+Spelled = Annotated[Edit, as_text(spelled)]
 Edits = Annotated[
     list[Spelled],
     Field(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.models.latents import weights
 from app.models.latents.edit_request import spelled
+from app.spelling import as_text
 
 WHOLE = 2**63 - 1
 
@@ -70,7 +71,7 @@ class InterpolateWeights(_Change):
 
 Change = ScaleWeights | NoiseWeights | PruneWeights | QuantiseWeights | InterpolateWeights
 Changes = Annotated[
-    list[Annotated[Annotated[Change, Field(discriminator="kind")], BeforeValidator(spelled)]],
+    list[Annotated[Annotated[Change, Field(discriminator="kind")], as_text(spelled)]],
     Field(
         max_length=weights.MOST_CHANGES,
         description="Changes of the codec's weights, in order, for the edited result. On the command line: "
