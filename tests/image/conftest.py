@@ -23,6 +23,13 @@ STRANGER = 12345  # a user that neither the image nor its volumes know
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Building the image counts for the first test that needs it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(2400))
+
+
 @dataclass(frozen=True)
 class Built:
     """The image's name, how it was built, and how long that took."""
