@@ -44,7 +44,7 @@ check: .venv/ready ## verify the checkpoints under SEEDPOD_ROOTS
 fetch: .venv/ready ## download MODEL into the first of SEEDPOD_ROOTS: make fetch MODEL=seedvr2-3b
 	$(BIN)/python entrypoint.py fetch $(MODEL)
 
-bench: .venv/ready ## print every figure of docs/benchmarks.md
+bench: .venv/dev ## print every figure of docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
 clean: ## remove .venv, build and out
