@@ -48,8 +48,9 @@ def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
     fast = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     wanted = fast if dtype == "auto" else DTYPES[dtype]
     half = chosen.type == "cuda" and wanted != torch.float32
-    if chosen.type == "cuda" and wanted == torch.float32:
-        # Who asks for float32 gets it: convolutions would round to 10 bits (TF32) by default.
+    if chosen.type == "cuda":
+        # What runs in float32 needs it, in 16 bits too (the VQ-VAE, VAEs that overflow float16), and
+        # convolutions would round to 10 bits (TF32) by default.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return Placement(chosen, wanted, torch.float16 if half else torch.float32)

@@ -44,4 +44,5 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or "out of memory" in text
         or "can't allocate memory" in text
+        or "_STATUS_ALLOC_FAILED" in text  # of cuBLAS and cuDNN, which have no exception of their own
     )

@@ -187,6 +187,9 @@ def test_what_counts_as_out_of_memory() -> None:
     assert out_of_memory(
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
     )
+    assert out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    )
     assert not out_of_memory(RuntimeError("shape mismatch"))
 
 
