@@ -38,7 +38,7 @@ def wan_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def latents_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that holds nano's codecs, and the VAEs of its other models. Tests that change files copy it."""
+    """A volume that holds nano's codecs and its other models. Tests that change files copy it."""
     root = tmp_path_factory.mktemp("latents-volume")
     make_nano.main(root)
     return root

@@ -106,6 +106,8 @@ def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("workspace", type=Path)
-    arguments.add_argument("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)}; all unless named")
+    arguments.add_argument(
+        "families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)}; all unless named"
+    )
     options = arguments.parse_args()
     main(options.workspace, options.families or FAMILIES)
