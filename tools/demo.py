@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""The demo: nano models restore a clip and make a video from a prompt, with the commands a user types.
+"""The demo: nano models restore a clip, make a video from a prompt, and take a clip through a video
+autoencoder, with the commands a user types.
 
-Builds nano's checkpoints in a workspace, checks, stages, restores, generates, and leaves the restored clip
-with a before/after sheet, and the generated one with a sheet of its frames. Prints each command, and tables
+Builds nano's checkpoints in a workspace, checks, stages, restores, generates, autoencodes, and leaves the
+restored clip with a before/after sheet, the generated one with a sheet of its frames, and a folder that shows
+what the autoencoder keeps and what noise on its latents does. Prints each command, and tables
 of what each step took. Nano's weights are drawn, not trained: it shows the way a job takes, not quality.
 """
 
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from app.boot.copies import Copy
+from app.errors import UnavailableError
+from app.models.latents.extra import require
 from app.video.probe import probe
 from app.video.read import read_frames
 
@@ -64,16 +69,40 @@ def main() -> None:
     generating = command(took, "run generate", ["entrypoint.py", *generate], environment, show=False)
     contact_sheet(generated, frames)
     give_back(staged)
+    looked, report = out / "autoencoded", reportable()
+    shutil.rmtree(looked, ignore_errors=True)
+    autoencode = ["run", "autoencode", str(CLIP), "-o", str(looked), "--model", "nano-vqvae"]
+    autoencode += ["--frames", "33", "--edits", "noise strength=0.3 seed=7", "--report", str(report).lower()]
+    autoencoding = command(took, "run autoencode", ["entrypoint.py", *autoencode], environment, show=False)
 
     console = Console()
-    results = {"run restore": json.loads(restoring), "run generate": json.loads(generating)}
+    made = {"run restore": restoring, "run generate": generating, "run autoencode": autoencoding}
+    results = {name: json.loads(told) for name, told in made.items()}
     console.print(table(took, results))
     console.print(
         "Nano's weights were never trained: what it restores has grain, what it generates is noise.",
         soft_wrap=True,
     )
     console.print(f"{time.perf_counter() - begin:.0f} s in all. See:")
-    console.print("\n".join(map(str, (restored, sheet, generated, frames))), soft_wrap=True)
+    shown = [restored, sheet, generated, frames, looked / "side_by_side.mp4", looked / "sheet.png"]
+    if report:
+        shown.append(looked / "report.html")
+    else:
+        console.print(
+            "No report of the autoencoder: it needs two packages more (pip install -e '.[latents]').",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print("\n".join(map(str, shown)), soft_wrap=True)
+
+
+def reportable() -> bool:
+    """Whether the packages that only the autoencoder's report needs are installed."""
+    try:
+        require()
+    except UnavailableError:
+        return False
+    return True
 
 
 def command(

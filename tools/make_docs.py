@@ -26,9 +26,12 @@ sys.path.insert(0, str(REPOSITORY))
 
 from app import errors
 from app.boot.manifest import Manifest, read_manifest
+from app.job.autoencode_request import AutoencodeRequest
 from app.job.generate_request import GenerateRequest
 from app.job.payload import PAYLOADS
 from app.job.request import RestoreRequest
+from app.models.latents.edit_request import Described
+from app.models.latents.weights_request import Change
 from app.progress import amount_text
 from app.settings import Settings, variable
 from tools import generate_memory
@@ -55,6 +58,25 @@ def request_table(fields: Mapping[str, FieldInfo], prefix: str = "", without: Co
     return "\n".join(rows)
 
 
+def kinds_table(union: Any) -> str:
+    """Objects that a list may hold, told apart by their `kind`: what each does, and its fields."""
+    rows = ["| kind | what it does | fields |", "|---|---|---|"]
+    for model in _flat(union):
+        fields = "<br>".join(
+            f"`{name}`: {_values(field)}{_or_default(field)}. {_cell(field.description)}"
+            for name, field in model.model_fields.items()
+            if name != "kind"
+        )
+        kind = typing.get_args(model.model_fields["kind"].annotation)[0]
+        rows.append(f"| `{kind}` | {_cell(_paragraphs(model))} | {fields} |")
+    return "\n".join(rows)
+
+
+def _or_default(field: FieldInfo) -> str:
+    default = _default(field)
+    return f", {default}" if default else ""
+
+
 def payload_tables() -> str:
     """The fields of each task's job, those of objects within it, and what a source may be."""
     parts = []
@@ -66,8 +88,11 @@ def payload_tables() -> str:
             if len(models) == 1:
                 head = f"### `{name}` of {task}\n\n{_paragraphs(models[0])}"
                 parts.append(f"{head}\n\n{request_table(models[0].model_fields)}")
-            for model in models if len(models) > 1 else ():
-                sources |= model.model_fields
+            if len(models) > 1 and "kind" in models[0].model_fields:
+                parts.append(f"### `{name}` of {task}\n\n{kinds_table(field.annotation)}")
+            elif len(models) > 1:
+                for model in models:
+                    sources |= model.model_fields
     kinds = [f"- `{name}`: {field.description}" for name, field in sources.items()]
     return "\n\n".join([*parts, "## Sources\n\nA source is an object with one of these:", "\n".join(kinds)])
 
@@ -196,6 +221,11 @@ def documents() -> dict[Path, str]:
             request_table(GenerateRequest.model_fields, "--", without=("prompt",)),
             generate_memory.parts_table(),
             generate_memory.lengths_table(480, 832),
+        ],
+        "docs/autoencode.md": [
+            request_table(AutoencodeRequest.model_fields, "--"),
+            kinds_table(Described),
+            kinds_table(Change),
         ],
         "docs/api.md": [payload_tables()],
         "docs/errors.md": [error_table()],

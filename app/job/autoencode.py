@@ -229,8 +229,8 @@ class _Run:
                 with self.clock("compare"):
                     for meter, picture in zip(meters.values(), pictures[1:], strict=True):
                         meter.add(pictures[0][0], picture[0])
-                self.progress.advance(1)
         self.progress.finish()
+        self.on_step()
         suffix = self._suffix
         write_sheet(self.folder / "sheet.png", [(name, self.folder / f"{name}{suffix}") for name in names])
         return {name: meter.quality() for name, meter in meters.items()}

@@ -202,7 +202,8 @@ class _Encoding:
         crf: int | None,
     ) -> None:
         suffix = path.suffix.lower()
-        lossless = FFV1 if suffix == ".mkv" else RGB_H264
+        # FFV1 cannot write a picture of one column.
+        lossless = FFV1 if suffix == ".mkv" and width > 1 else RGB_H264
         encoder = lossless if codec == "lossless" else ENCODERS[codec]
         odd = bool(width % 2 or height % 2)
         self.deep = encoder.pixel_format is not None
