@@ -24,11 +24,14 @@ import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":  # process 1 gets no signal without a handler, and the imports take a second
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # runs from any folder
 
 from app import __version__
@@ -45,13 +48,14 @@ PICTURES = {  # options of `run generate` that name a file
     "pose": "a clip of rendered poses, one for each frame",
     "reference": "the rendered pose of the image",
 }
+TRANSFORMERS = ("dit", "transformer")  # what families call the part that `convert` takes unless told
 KEEP_SECONDS = 3600  # how long a finished job of the server is known
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run one command; returns the exit status."""
     try:
-        options = parser().parse_args(arguments or ["serve"])
+        options = parsed(arguments or ["serve"])
         with ended_by_signals():
             return int(options.command(options, load_settings(environ)))
     except SeedpodError as error:
@@ -108,6 +112,7 @@ def check(options: argparse.Namespace, settings: Settings) -> int:
     from rich.console import Console
 
     from app import chain
+    from app.boot.faults import where
     from app.boot.manifest import read_manifest
     from app.boot.report import print_report, to_json
     from app.boot.verify import select_models
@@ -123,6 +128,8 @@ def check(options: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps(to_json(report), indent=2))
     else:
         print_report(report, Console())
+        if report.files and all(file.state == "missing" for file in report.files):
+            print(f"None of these files is under {where(settings.roots)}; is SEEDPOD_ROOTS right?")
     return 0 if report.ok else 78
 
 
@@ -173,10 +180,10 @@ def convert(options: argparse.Namespace, settings: Settings) -> int:
     model = manifest.models[options.model]
     hashes = chain.hash_record(settings)
     with shown_progress() as progress:
-        for part in options.part or ("dit",):
+        for part in options.part or [name for name in TRANSFORMERS if name in model.parts] or TRANSFORMERS:
             if part not in model.parts:
-                raise UsageError("part_unknown", f"model {model.name} has no part {part}; parts: "
-                                 f"{', '.join(model.parts)}.")  # fmt: skip
+                raise UsageError("part_unknown", f"model {model.name} has no part {part}; name one with "
+                                 f"--part: {', '.join(model.parts)}.")  # fmt: skip
             place = locate_file(manifest.files[model.parts[part]], settings.roots)
             if not isinstance(place, Found):
                 selection = select_models(manifest, [model.name], settings.roots)
@@ -321,8 +328,34 @@ def serve(options: argparse.Namespace, settings: Settings) -> int:
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.set_defaults(parser=self)  # the command's own wins, as it is read last
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError("usage", f"{message}; see {self.prog} --help.")
+        end = " See" if message.endswith("?") else "; see"
+        raise UsageError("usage", f"{message}{end} {self.prog} --help.")
+
+    def options(self) -> list[str]:
+        """Every option that there is."""
+        return list(self._option_string_actions)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command.
+
+    Raises:
+        UsageError: `usage`; for words that the command does not know, with the option that is likely meant.
+    """
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        message = f"unrecognized arguments: {' '.join(unknown)}"
+        if near := get_close_matches(unknown[0].partition("=")[0], options.parser.options(), n=1):
+            message += f"; did you mean {near[0]}?"
+        elif not unknown[0].startswith("-"):
+            message += "; a text or a path with spaces needs quotes around it"
+        options.parser.error(message)
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -358,7 +391,7 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("convert", help="write 16-bit files of a model", description=convert.__doc__)
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16", help="default: %(default)s")
-    sub.add_argument("--part", action="append", help="this part instead of dit; may be repeated")
+    sub.add_argument("--part", action="append", help="this part instead of the transformer; may be repeated")
     sub.set_defaults(command=convert)
 
     run = commands.add_parser("run", help="do one job on this machine")
@@ -466,4 +499,6 @@ def shown_progress() -> Iterator[Progress]:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # from here on there is something to clean up
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.boot.faults import none_complete
 from app.boot.hashes import HashRecord, cache_folders
 from app.boot.locate import Found, Missing, locate_all
 from app.boot.manifest import FileEntry, Manifest
-from app.boot.verify import Report, Selection, select_models, verify
+from app.boot.verify import Report, Selection, lacking, select_models, verify
 from app.errors import ConfigError, UsageError
 from app.models.registry import contents, family, load_model
 from app.models.source import Loading, Source
@@ -49,7 +50,9 @@ def choose_model(settings: Settings, manifest: Manifest, task: str, name: str | 
         able = _able(settings, manifest, task)
         if len(able) == 1:
             return able[0]
-        have = f"several models do {task}: {', '.join(able)}" if able else f"no model here does {task}"
+        have = f"several models do {task}: {', '.join(able)}"
+        if not able:  # what lacks files was told already
+            have = f"none of SEEDPOD_MODELS ({', '.join(settings.models or ())}) does {task}"
         raise UsageError("model_ambiguous", f"No model was named, and {have}; name one with --model.")
     select_models(manifest, [name], settings.roots)  # refuses a name that the manifest does not know
     if manifest.models[name].task != task:
@@ -73,7 +76,7 @@ def _able(settings: Settings, manifest: Manifest, task: str) -> list[str]:
         name for name, parts in located.items() if not any(isinstance(p, Missing) for p in parts.values())
     ]
     if not complete:
-        select_models(manifest, None, settings.roots)  # tells what is missing, where nothing is complete
+        raise ConfigError("models_incomplete", none_complete(lacking(located), settings.roots, task))
     return [name for name in complete if not manifest.models[name].by_name] or complete
 
 

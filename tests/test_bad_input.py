@@ -402,6 +402,37 @@ def test_a_command_line_that_makes_no_sense(arguments: list[str], seedpod: Seedp
     refused(seedpod(*arguments), 64, "usage", "--help")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run", "restore", "a.mp4", "-o", "b.mp4", "--heigth=9"], "did you mean --height?"),
+        (["run", "generate", "a", "red", "fox", "-o", "b.mp4"], "needs quotes"),
+        (["run", "generate", "a", "-o", "b.mp4", "--changes", "red"], "expected SECOND: PROMPT"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_named(arguments: list[str], word: str, seedpod: Seedpod) -> None:
+    status, _, err = seedpod(*arguments)
+    assert status == 64
+    assert word in err
+
+
+def test_a_task_whose_models_lack_files_says_which(
+    nano_volume: Path, seedpod: Seedpod, tmp_path: Path
+) -> None:
+    root = tmp_path / "volume"
+    shutil.copytree(nano_volume, root)
+    (root / "nano/wan/google/umt5-nano/tokenizer.json").unlink(missing_ok=True)
+    outcome = seedpod("run", "generate", "a", "-o", tmp_path / "b.mp4", SEEDPOD_ROOTS=root)
+    refused(outcome, 78, "models_incomplete", "nano-wan lacks ")
+    assert "tokenizer.json" in outcome[2] and "seedvr2" not in outcome[2]
+
+
+def test_a_volume_without_any_file_is_told_at_the_end(seedpod: Seedpod, tmp_path: Path) -> None:
+    status, out, _ = seedpod("check", SEEDPOD_ROOTS=tmp_path / "none")
+    assert status == 78
+    assert out.endswith(f"under {tmp_path / 'none'} (no such folder); is SEEDPOD_ROOTS right?\n")
+
+
 def test_a_device_that_is_not_there(
     nano_volume: Path, short_clip: Path, seedpod: Seedpod, tmp_path: Path
 ) -> None:

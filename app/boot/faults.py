@@ -41,8 +41,16 @@ def missing(place: Missing, uses: Sequence[tuple[str, str]]) -> Fault:
         text += f" A file of that name{_nearby_size(path, entry)} is at {path}: if it is the one, move it."
     if entry.note:
         text += f" {entry.note}"
-    tried = "".join(f"\n  tried {tried.path}: {tried.held}" for tried in place.tried)
-    return Fault("checkpoint_missing", text + tried)
+    return Fault("checkpoint_missing", text + _tried(place))
+
+
+def _tried(place: Missing) -> str:
+    """A line for each path, and one for those of a folder that have nothing new to tell."""
+    lines: dict[tuple[Path, str], str] = {}
+    for tried in place.tried:
+        key = (tried.path.parent, tried.held)
+        lines[key] = f"{lines[key]}, {tried.path.name}" if key in lines else str(tried.path)
+    return "".join(f"\n  tried {paths}: {held}" for (_, held), paths in lines.items())
 
 
 def _nearby_size(path: Path, entry: FileEntry) -> str:
@@ -169,13 +177,19 @@ def unknown_models(unknown: Sequence[str], known: Sequence[str]) -> str:
     return f"{names}: no manifest lists such a model; known models: {', '.join(known)}.{guesses}"
 
 
-def none_complete(lacking: Mapping[str, Sequence[str]], roots: Sequence[Path]) -> str:
+def none_complete(lacking: Mapping[str, Sequence[str]], roots: Sequence[Path], task: str = "") -> str:
+    does = f" that does {task}" if task else ""
     lines = "".join(f"\n  {model} lacks {', '.join(paths)}" for model, paths in lacking.items())
     return (
-        f"No model has all its files under {' or '.join(map(str, roots))}; expected at least one. Mount the "
+        f"No model{does} has all its files under {where(roots)}; expected at least one. Mount the "
         "volume that holds them, set SEEDPOD_ROOTS, or run `entrypoint.py fetch MODEL`; "
         f"`entrypoint.py check` prints each path that was tried.{lines}"
     )
+
+
+def where(roots: Sequence[Path]) -> str:
+    """The roots, in words, and which of them are not there."""
+    return " or ".join(f"{root}{'' if root.is_dir() else ' (no such folder)'}" for root in roots)
 
 
 def _remedy(found: Found, models: Sequence[str]) -> str:

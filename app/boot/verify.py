@@ -124,10 +124,11 @@ def select_models(
         return Selection({n: p for n, p in located.items() if n not in incomplete}, incomplete)
     if all_if_none:
         return Selection(located, {})
-    raise ConfigError("models_incomplete", faults.none_complete(_lacking(located), roots))
+    raise ConfigError("models_incomplete", faults.none_complete(lacking(located), roots))
 
 
-def _lacking(located: Located) -> dict[str, tuple[str, ...]]:
+def lacking(located: Located) -> dict[str, tuple[str, ...]]:
+    """model -> the paths that it lacks, relative to a root."""
     return {
         name: tuple(str(place.entry.path) for place in parts.values() if isinstance(place, Missing))
         for name, parts in located.items()
@@ -166,7 +167,7 @@ def verify(
             for name, parts in selection.located.items()
             for use, file in (((name, part), files[_key(place)]) for part, place in parts.items())
         ),
-        _lacking(selection.incomplete),
+        lacking(selection.incomplete),
         (*notes, *_does_without(manifest, selection.located)),
     )
 
@@ -302,7 +303,7 @@ class _Checks:
         elif str(master.st_size) != metadata.get("source_size"):
             why = f"it has {master.st_size:,} bytes, expected {metadata.get('source_size')}"
         elif master.st_mtime_ns > made.st_mtime_ns:
-            why = "it was written after it, expected before"
+            why = "the master was written later, as a copy of a volume without its times is"
         else:
             return None
         return faults.replaced_master(found, models, why)

@@ -19,7 +19,9 @@ CHANGES = 64
 def _change(text: str) -> Any:
     """A change as the command line writes it: `3.5: A cat runs`."""
     match = re.match(r"\s*(\d+(?:\.\d*)?)\s*:\s*(.*)", text, re.DOTALL)
-    return {"at": float(match[1]), "prompt": match[2]} if match else text
+    if not match:
+        raise ValueError("expected SECOND: PROMPT, such as '3: The fox stops'")
+    return {"at": float(match[1]), "prompt": match[2]}
 
 
 class Change(BaseModel):

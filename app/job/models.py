@@ -57,8 +57,11 @@ class Models:
             return able[0]
         if name is None or name not in able:
             asked = "no model was named" if name is None else f"model is {name!r}"
-            served = f"serves {', '.join(able)} for {task}" if able else f"serves no model that does {task}"
-            raise UsageError("model_not_served", f"{asked}; this worker {served}: name one that it serves.")
+            served = f"serves {', '.join(able)} for {task}: name one of them"
+            if not able:
+                tasks = ", ".join(dict.fromkeys(self.tasks.values()))
+                served = f"serves no model that does {task}, but {tasks}: ask another worker"
+            raise UsageError("model_not_served", f"{asked}; this worker {served}.")
         return name
 
     def wait(self, name: str, check: Callable[[], None] = lambda: None) -> Loaded:

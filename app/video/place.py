@@ -20,8 +20,8 @@ def check_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
     if path.suffix.lower() not in suffixes:
         raise UsageError(
             "output_suffix",
-            f"{path.name} ends in {path.suffix or 'no suffix'!r}; {what} is written as one of"
-            f" {', '.join(suffixes)}: change the name or the codec.",
+            f"{path.name} {f'ends in {path.suffix!r}' if path.suffix else 'has no suffix'}; {what} is "
+            f"written as one of {', '.join(suffixes)}: change the name or the codec.",
         )
 
 

@@ -87,12 +87,15 @@ def test_json(manifest: Manifest, root: Path) -> None:
     sparse(path, 10)
     data = json.loads(json.dumps(to_json(report_of(manifest, root))))
     assert data["ok"] is False
-    assert data["models"] == {
-        "nano": "incomplete",
-        "seedvr2-3b": "ok",
-        "seedvr2-7b": "wrong",
-        "seedvr2-7b-sharp": "ok",
-    }
+    assert (
+        data["models"].items()
+        >= {
+            "nano": "incomplete",
+            "seedvr2-3b": "ok",
+            "seedvr2-7b": "wrong",
+            "seedvr2-7b-sharp": "ok",
+        }.items()
+    )
     assert data["files"][4] == {
         "model": "seedvr2-7b",
         "part": "dit",
