@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SHARED = ("__init__", "__main__", "machine")
+SHARED = ("__init__", "__main__", "machine", "measure", "cases")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Staging with verification against `cp`, `cp` then `sha256sum`, and a plain read, in one run.
 
-    python -m benchmarks.staging [--size 1.0] [--folder build/bench] [--repeat 3]
+    python -m benchmarks.staging [--size 1.0] [--folder build/bench] [--repeat 3] [--quick]
 
 The file lies in `folder` and is staged to /dev/shm. Cold: the file's pages are dropped from the page cache
 before each run (posix_fadvise), where the file system does that. Each way takes its turn in every round.
@@ -33,7 +33,10 @@ def main() -> None:
     arguments.add_argument("--size", type=float, default=1.0, help="GB of the file (default: 1)")
     arguments.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     arguments.add_argument("--repeat", type=int, default=3)
+    arguments.add_argument("--quick", action="store_true", help="10 MB, once: see that it runs")
     options = arguments.parse_args()
+    if options.quick:
+        options.size, options.repeat = 0.01, 1
     options.folder.mkdir(parents=True, exist_ok=True)
     source = options.folder / "staging.bin"
     sha256 = make(source, int(options.size * 1e9))

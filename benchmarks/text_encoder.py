@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How soon the text encoder is ready: Seedpod's own module against transformers' UMT5.
 
-    python benchmarks/text_encoder.py [--repeat 5]
+    python benchmarks/text_encoder.py [--repeat 5] [--quick]
 
 Each run is a process of its own, the two taking turns on the same machine. Measured is what comes before
 the weights, which both read alike: torch is imported first (whoever runs a model has it), then the
@@ -113,4 +113,6 @@ def _run(code: str, tokenizer: Path) -> dict[str, float]:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("--repeat", type=int, default=5)
-    main(arguments.parse_args().repeat)
+    arguments.add_argument("--quick", action="store_true", help="once: see that it runs")
+    options = arguments.parse_args()
+    main(1 if options.quick else options.repeat)
