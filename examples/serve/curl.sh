@@ -2,10 +2,10 @@
 # Restore a clip with curl: submit, poll, save. Usage: curl.sh CLIP OUTPUT [HEIGHT]
 #
 # CLIP is a link, or a path under the server's input folder. Needs curl and jq. On RunPod, set
-#   SEEDPOD_URL=https://api.runpod.ai/v2/<endpoint id>  and  SEEDPOD_API_KEY=<your RunPod key>
+#   ENDPOINT_URL=https://api.runpod.ai/v2/<endpoint id>  and  SEEDPOD_API_KEY=<your RunPod key>
 set -eu
 
-url=${SEEDPOD_URL:-http://127.0.0.1:8000}
+url=${ENDPOINT_URL:-http://127.0.0.1:8000}
 key=${SEEDPOD_API_KEY:-none}
 clip=$1 output=$2 height=${3:-1080}
 

@@ -161,7 +161,7 @@ def example(served: Served, *command: str | Path) -> subprocess.CompletedProcess
         "PATH": os.environ["PATH"],
         "RUNPOD_ENDPOINT_BASE_URL": f"{served.url}/v2",
         "RUNPOD_API_KEY": KEY,
-        "SEEDPOD_URL": served.url,
+        "ENDPOINT_URL": served.url,
         "SEEDPOD_API_KEY": KEY,
     }
     return subprocess.run(
