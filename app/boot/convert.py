@@ -142,7 +142,8 @@ def _plan(index: TensorIndex, dtype: str) -> list[_Output]:
     if not index.tensors:
         raise ConfigError(
             "checkpoint_section",
-            f"{index.path} holds its tensors in sections: {', '.join(index.sections)}; choose one of them.",
+            f"{index.path} holds its tensors in sections ({', '.join(index.sections)}); expected a file "
+            "that is one state dict. Leave it as it is: it is loaded section by section.",
         )
     dtypes = {name: dtype if _is_cast(entry) else entry.dtype for name, entry in index.tensors.items()}
     if all(dtypes[name] == entry.dtype for name, entry in index.tensors.items()):
