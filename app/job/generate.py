@@ -24,7 +24,7 @@ from app.progress import Progress
 from app.timing import Stopwatch
 from app.video.fragments import FragmentWriter
 from app.video.frames import resize, to_unit
-from app.video.probe import ClipInfo
+from app.video.probe import ClipInfo, probe
 from app.video.read import read_frames
 
 if TYPE_CHECKING:
@@ -67,26 +67,30 @@ def run_generate(
         progress.start("generate", job.frames, "frames")
         with closing(made) as blocks, _kept(job) as kept:
             for block in blocks:
-                frames = block[: job.frames - writer.frames_written].float().clamp(-1, 1)
+                pictures = block[: job.frames - writer.frames_written].float().clamp(-1, 1)
                 with clock("write"):
-                    writer.write(frames)
+                    writer.write(pictures)
                     if isinstance(writer, FragmentWriter):
                         emit(writer.take(), writer.frames_written)
                 if not first and writer.frames_written > (job.options.length.given == 1):
                     first = time.perf_counter() - begin
-                progress.advance(len(frames))
+                progress.advance(len(pictures))
         whole = not kept.stopped
-        if not whole:
-            notes.append(f"The job was stopped after {writer.frames_written} of {job.frames} frames.")
     if isinstance(writer, FragmentWriter):
         emit(writer.take(), writer.frames_written)  # the last frame, and what ends the file
     progress.finish(f"{job.options.width}x{job.options.height}")
+    frames = writer.frames_written
+    if not whole:  # a signal may come between a frame and its count
+        path = writer.path
+        with closing(read_frames(path, probe(path), size=(16, 16))) as kept_frames:
+            frames = sum(1 for _ in kept_frames)
+        notes.append(f"The job was stopped after {frames} of {job.frames} frames.")
     return GenerateResult(
         path=str(job.writer.path),
         model=model,
         width=job.options.width,
         height=job.options.height,
-        frames=job.writer.frames_written,
+        frames=frames,
         rate=str(job.rate),
         seed=job.request.seed,
         bytes=job.writer.path.stat().st_size,

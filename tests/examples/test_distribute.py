@@ -170,7 +170,7 @@ def test_a_run_goes_on_where_the_last_one_ended(
 
 def test_ctrl_c_cancels_and_keeps(serve: Callable[..., Served], tmp_path: Path) -> None:
     path, output = film(tmp_path / "film.mp4", 20, 200), tmp_path / "out.mkv"
-    worker = serve(copying(0.05))
+    worker = serve(copying(0.2))
     command = ["-m", "examples.serve.distribute", path, output, "--part-seconds", "1", *at(worker)]
     process = subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True

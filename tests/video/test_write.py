@@ -251,7 +251,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -
         link.symlink_to("/dev/full")
         return link
 
-    monkeypatch.setattr(write, "_temporary", full)
+    monkeypatch.setattr(write, "temporary", full)
     with pytest.raises(FileError) as caught:
         written(tmp_path / f"a.{suffix}", noise(60))
     assert caught.value.code == "output_no_space"
