@@ -173,8 +173,10 @@ def test_ctrl_c_cancels_and_keeps(serve: Callable[..., Served], tmp_path: Path) 
     worker = serve(copying(0.2))
     command = ["-m", "examples.serve.distribute", path, output, "--part-seconds", "1", *at(worker)]
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, *map(str, command)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     end = time.monotonic() + 60
     while not list(tmp_path.glob("out.mkv.parts/part-00000-*")) or not worker.jobs.counts()["IN_PROGRESS"]:
         assert time.monotonic() < end and process.poll() is None
