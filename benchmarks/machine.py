@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from app import machine
+
 
 def about(packages: Sequence[str] = ()) -> str:
-    """Processor, cores, memory, Python, torch, other packages, card and load, in a line."""
-    import torch
-
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    others = "".join(f", {package} {version(package)}" for package in packages)
-    return (
-        f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{memory:.0f} GiB{card}; Python {platform.python_version()}, torch {torch.__version__}{others}; "
-        f"load {os.getloadavg()[0]:.1f}"
-    )
+    """What `app.machine` tells, and the versions of other packages."""
+    return machine.about() + "".join(f"; {package} {version(package)}" for package in packages)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -48,10 +37,3 @@ def show(
     for row in rows:
         table.add_row(*row)
     Console(width=120).print(table)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import InputError, UnavailableError
+from app.errors import InputError
 from app.job.autoencode_plan import AutoencodeJob
-from app.job.result import Result, out_of_memory
+from app.job.result import Result, told_out_of_memory
 from app.models.latents import report
 from app.models.latents.analyze import channel_map, channel_statistics, compression, principal_components
 from app.models.latents.autoencode import Latent, Session, StateDicts
@@ -116,7 +116,7 @@ def _made(
         folder.mkdir()
         latents.mkdir()
     try:
-        with _told_out_of_memory(job):
+        with told_out_of_memory(lambda: _too_large(job)):
             result = _Run(codec, model, job, folder, latents, progress, on_step).result(models)
         with failures_of(job.output):
             if inside:
@@ -130,18 +130,12 @@ def _made(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _told_out_of_memory(job: AutoencodeJob) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UnavailableError(
-            "out_of_memory",
-            f"A clip of {job.size[1]}x{job.size[0]} does not pass through this codec in the memory of this "
-            "machine; set a smaller short_side, or use a larger GPU.",
-        ) from error
+def _too_large(job: AutoencodeJob) -> str:
+    """What to tell where memory ran out."""
+    return (
+        f"A clip of {job.size[1]}x{job.size[0]} does not pass through this codec in the memory of this "
+        "machine; set a smaller short_side, or use a larger GPU."
+    )
 
 
 @dataclass

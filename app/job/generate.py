@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from app.errors import JobStopped, UnavailableError
+from app.errors import JobStopped
 from app.job.generate_plan import GenerateJob
-from app.job.result import Result, out_of_memory
+from app.job.result import Result, told_out_of_memory
 from app.models.wan.generate import Guide
 from app.progress import Progress
 from app.timing import Stopwatch
@@ -60,7 +60,7 @@ def run_generate(
     clock = Stopwatch()
     notes = [*job.notes, *_cut_prompts(generator, job)]
     first, whole = 0.0, True
-    with _told_out_of_memory(job), job.writer as writer:
+    with told_out_of_memory(lambda: _too_large(job)), job.writer as writer:
         with clock("read"):
             guide = _guide(job)
         made = generator.generate(job.options, guide, on_step, clock)
@@ -158,19 +158,13 @@ def _kept(job: GenerateJob) -> Iterator[_Stop]:
         stop.stopped = True
 
 
-@contextmanager
-def _told_out_of_memory(job: GenerateJob) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        if job.options.length.at_once:
-            what, less = f"{job.options.length.frames} frames made at once", "fewer frames"
-        else:
-            what, less = f"a window of {job.options.latents_seen} latents", "a shorter window"
-        raise UnavailableError(
-            "out_of_memory",
-            f"A result of {job.options.width}x{job.options.height} with {what} does not fit the memory of "
-            f"this machine; ask for a smaller size or {less}, or use a larger GPU.",
-        ) from error
+def _too_large(job: GenerateJob) -> str:
+    """What to tell where memory ran out."""
+    if job.options.length.at_once:
+        what, less = f"{job.options.length.frames} frames made at once", "fewer frames"
+    else:
+        what, less = f"a window of {job.options.latents_seen} latents", "a shorter window"
+    return (
+        f"A result of {job.options.width}x{job.options.height} with {what} does not fit the memory of "
+        f"this machine; ask for a smaller size or {less}, or use a larger GPU."
+    )

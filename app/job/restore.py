@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.errors import InputError, UnavailableError, UsageError
+from app.errors import InputError, UsageError
 from app.job.request import Part, RestoreRequest
-from app.job.result import Limits, Result, out_of_memory
+from app.job.result import Limits, Result, told_out_of_memory
 from app.models.seedvr2.restore import RestoreOptions, Restorer
 from app.models.seedvr2.segment import Segment, Span, segment, segments
 from app.progress import Progress
@@ -143,7 +143,7 @@ def run_restore(
     with (
         job.writer as writer,
         torch.inference_mode(),
-        _told_out_of_memory(job),
+        told_out_of_memory(lambda: _too_large(job)),
         closing(_restored(restorer, job, pieces, clock, on_step)) as frames,
     ):
         for frame in frames:
@@ -292,16 +292,10 @@ def _of_part(
     )
 
 
-@contextmanager
-def _told_out_of_memory(job: RestoreJob) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UnavailableError(
-            "out_of_memory",
-            f"A result of {job.options.width}x{job.options.height} with a window of {job.options.window} "
-            "latents does not fit the memory of this machine; ask for a smaller size or a shorter window, or "
-            "use a larger GPU.",
-        ) from error
+def _too_large(job: RestoreJob) -> str:
+    """What to tell where memory ran out."""
+    return (
+        f"A result of {job.options.width}x{job.options.height} with a window of {job.options.window} "
+        "latents does not fit the memory of this machine; ask for a smaller size or a shorter window, or "
+        "use a larger GPU."
+    )

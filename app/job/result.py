@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
+from app.errors import UnavailableError
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,18 @@ def out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in text
         or "_STATUS_ALLOC_FAILED" in text  # of cuBLAS and cuDNN, which have no exception of their own
     )
+
+
+@contextmanager
+def told_out_of_memory(sentence: Callable[[], str]) -> Iterator[None]:
+    """Memory that runs out inside, told to the caller.
+
+    Raises:
+        UnavailableError: `out_of_memory`, with the sentence.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnavailableError("out_of_memory", sentence()) from error
