@@ -79,13 +79,13 @@ def test_grouped_windows_equal_window_by_window(
     parts = plan.partitions[layer]
     attn = model.blocks[layer].attn
     with torch.inference_mode():
-        txt_sum = torch.zeros(length, 64)
+        texts = plan.text_mean(parts)
         heads = attn.text_heads(txt, plan)
         ordered = vid[parts.order]
         vid_out = torch.cat(
-            [attn(ordered[run[0].start : run[-1].stop], heads, plan, run, txt_sum) for run in parts.runs]
+            [attn(ordered[run[0].start : run[-1].stop], heads, plan, run, texts) for run in parts.runs]
         )
-        txt_out = attn.proj_out.text(txt_sum / parts.count)
+        txt_out = attn.proj_out.text(texts.mean())
         expected = plain_attention(attn, vid, txt, size, layer)
     torch.testing.assert_close(vid_out, expected[: len(vid)][parts.order], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(txt_out, expected[len(vid) :], rtol=1e-5, atol=1e-5)

@@ -54,6 +54,33 @@ class Plan:
     rotations: dict[Size, Tensor]
     text_rotations: Tensor | None
 
+    def moved(self, vid: Tensor, layer: int) -> Tensor:
+        """Tokens in the order of the layer before (raster at first) -> in the order of this layer; behind
+        the last layer, in raster order."""
+        move = self.moves[layer]
+        return vid if move is None else vid.index_select(0, move)
+
+    def text_mean(self, windows: Partition) -> TextMean:
+        """What collects the text of a layer."""
+        return TextMean(windows.count)
+
+
+class TextMean:
+    """The mean over all windows of what the text became in each, summed in the order of the windows."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.total: Tensor | None = None
+
+    def add(self, text: Tensor) -> None:
+        """text (L, h d) float32: the sum over the windows of the next group."""
+        self.total = text if self.total is None else self.total.add_(text)
+
+    def mean(self) -> Tensor:
+        """(L, h d) float32."""
+        assert self.total is not None, "there is no window"
+        return self.total / self.count
+
 
 class Branches(nn.ModuleDict):
     """A module for video and one for text, or one for both: `vid` and `txt`, or `all`."""
@@ -184,9 +211,9 @@ class Attention(nn.Module):
         scale = self._scale(self.norm_q.text, self.norm_k.text)
         return self._heads(self._split(self.proj_qkv.text(txt)), scale, plan.text_rotations)
 
-    def forward(self, vid: Tensor, txt: Heads, plan: Plan, run: Run, txt_sum: Tensor) -> Tensor:
+    def forward(self, vid: Tensor, txt: Heads, plan: Plan, run: Run, texts: TextMean) -> Tensor:
         """vid (tokens of a run of windows, D). Returns it projected, and adds what the text became in each
-        window to txt_sum (L, h d) float32, except in the last layer."""
+        window to texts, except in the last layer."""
         qkv = self._split(self.proj_qkv.video(vid))
         scale = self._scale(self.norm_q.video, self.norm_k.video)
         out = vid.new_empty(len(vid), self.config.inner_dim)
@@ -197,7 +224,7 @@ class Attention(nn.Module):
             mixed = self._attend(self._heads(windows, scale, plan.rotations[group.shape]), txt)
             out[start:stop] = mixed[:, : group.length].flatten(0, 1)
             if self.text_leaves:
-                txt_sum += mixed[:, group.length :].sum(0, dtype=txt_sum.dtype)
+                texts.add(mixed[:, group.length :].sum(0, dtype=torch.float32))
         projected: Tensor = self.proj_out.video(out)
         return projected
 
@@ -255,13 +282,13 @@ class Block(nn.Module):
         txt_heads = self.attn.text_heads(txt_in, plan)
         shift, scale, gate = self.ada.video("attn", time[0])
         mlp_modulation = self.ada.video("mlp", time[1])
-        txt_sum = torch.zeros(len(txt), self.config.inner_dim, dtype=torch.float32, device=txt.device)
+        texts = plan.text_mean(windows)
         for run in windows.runs:
             part = vid[run[0].start : run[-1].stop]
-            part.addcmul_(self.attn(self._modulate(part, scale, shift), txt_heads, plan, run, txt_sum), gate)
+            part.addcmul_(self.attn(self._modulate(part, scale, shift), txt_heads, plan, run, texts), gate)
             self._mlp(part, self.mlp.video, *mlp_modulation)
         if self.text_leaves:
-            txt_out = self.attn.proj_out.text((txt_sum / windows.count).to(txt.dtype))
+            txt_out = self.attn.proj_out.text(texts.mean().to(txt.dtype))
             txt = self._mlp(txt + txt_out * txt_gate, self.mlp.text, *self.ada.text("mlp", time[1]))
         return vid, txt
 
@@ -356,10 +383,9 @@ class DiT(nn.Module):
         time = self.emb_in(timestep)
         txt = self.txt_in(txt)
         vid = self.vid_in(rearrange(vid, "(T t) (H h) (W w) c -> (T H W) (t h w c)", t=t, h=h, w=w))
-        for block, windows, move in zip(self.blocks, plan.partitions, plan.moves, strict=False):
-            vid, txt = block(vid if move is None else vid.index_select(0, move), txt, time, plan, windows)
-        if plan.moves[-1] is not None:
-            vid = vid.index_select(0, plan.moves[-1])
+        for layer, (block, windows) in enumerate(zip(self.blocks, plan.partitions, strict=True)):
+            vid, txt = block(plan.moved(vid, layer), txt, time, plan, windows)
+        vid = plan.moved(vid, len(self.blocks))
         if self.config.output_norm:
             vid = rms_norm(vid, self.vid_out_norm.weight, self.config.norm_eps)
             vid = self.vid_out_ada(vid, time)
