@@ -384,7 +384,8 @@ class DiT(nn.Module):
         txt = self.txt_in(txt)
         vid = self.vid_in(rearrange(vid, "(T t) (H h) (W w) c -> (T H W) (t h w c)", t=t, h=h, w=w))
         for layer, (block, windows) in enumerate(zip(self.blocks, plan.partitions, strict=True)):
-            vid, txt = block(plan.moved(vid, layer), txt, time, plan, windows)
+            vid = plan.moved(vid, layer)  # a line of its own: the tokens before it are let go
+            vid, txt = block(vid, txt, time, plan, windows)
         vid = plan.moved(vid, len(self.blocks))
         if self.config.output_norm:
             vid = rms_norm(vid, self.vid_out_norm.weight, self.config.norm_eps)
