@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.boot.locate import Found
-from app.boot.manifest import Format
 from app.boot.tensorfile import TensorIndex, compare_tensors, read_index, rename_tensors
 from app.errors import ConfigError
 from app.models.wan.clip_config import DROPPED, clip_tensors
@@ -29,6 +28,10 @@ from app.models.wan.pose_config import pose_name, pose_tensors
 from app.models.wan.umt5_config import umt5_tensors
 from app.models.wan.vae_config import vae_tensors
 from app.models.wan.variants import Sampling, Variant, variant
+
+if TYPE_CHECKING:
+    from app.boot.locate import Found
+    from app.boot.manifest import Format
 
 PARTS = ("transformer", "vae", "t5", "tokenizer")
 OPTIONAL = ("pose", "clip")
