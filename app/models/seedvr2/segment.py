@@ -48,23 +48,24 @@ class Segment:
     windows: tuple[Span, ...]
 
 
-def spans(latents: int, longest: int) -> list[Span]:
+def spans(latents: int, longest: int, overlap: int = OVERLAP) -> list[Span]:
     """The windows over a shot of `latents` latents, none longer than `longest`.
 
     As few as will do, their lengths equal to within one, so that no short window is left at the end.
+    Neighbours share `overlap` latents.
 
     Raises:
-        ValueError: `longest` is too short for windows that share `OVERLAP` latents.
+        ValueError: `longest` is too short for a window to keep a latent that no neighbour sees.
     """
     if latents <= longest:
         return [Span(0, latents)]
-    if longest < SHORTEST:
-        raise ValueError(f"a window of {longest} latents is too short; it takes {SHORTEST} or more")
-    count = math.ceil((latents - OVERLAP) / (longest - OVERLAP))
+    if longest <= 2 * overlap:
+        raise ValueError(f"a window of {longest} latents is too short; it takes {2 * overlap + 1} or more")
+    count = math.ceil((latents - overlap) / (longest - overlap))
     # Each window but the last brings this many new latents before the next one begins.
-    starts = [round(i * (latents - OVERLAP) / count) for i in range(count)]
+    starts = [round(i * (latents - overlap) / count) for i in range(count)]
     return [
-        Span(start, (starts[i + 1] if i + 1 < count else latents - OVERLAP) + OVERLAP)
+        Span(start, (starts[i + 1] if i + 1 < count else latents - overlap) + overlap)
         for i, start in enumerate(starts)
     ]
 

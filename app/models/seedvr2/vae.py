@@ -85,10 +85,20 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, padding=1)
 
     def forward(self, x: Tensor, state: CausalState | None) -> Tensor:
+        return self.parameters_of(self.features(x, state), state)
+
+    def features(self, x: Tensor, state: CausalState | None) -> Tensor:
+        """Frames to what the middle takes, at the size of latents: no layer sees far here."""
         x = self.conv_in(x, state)
-        for block in (*self.down_blocks, self.mid_block):
+        for block in self.down_blocks:
             for layer in block.layers():
                 x = layer(x, state)
+        return x
+
+    def parameters_of(self, x: Tensor, state: CausalState | None) -> Tensor:
+        """The rest, in which each position sees its whole frame."""
+        for layer in self.mid_block.layers():
+            x = layer(x, state)
         window = activated(x, self.conv_norm_out, self.conv_out)
         return self.conv_out.over(window, state)
 
@@ -106,8 +116,18 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], config.out_channels, padding=1)
 
     def forward(self, z: Tensor, state: CausalState | None) -> Tensor:
+        return self.frames_of(self.features(z, state), state)
+
+    def features(self, z: Tensor, state: CausalState | None) -> Tensor:
+        """Latents to what the middle gives, in which each position has seen its whole frame."""
         x = self.conv_in(z, state)
-        for block in (self.mid_block, *self.up_blocks):
+        for layer in self.mid_block.layers():
+            x = layer(x, state)
+        return x
+
+    def frames_of(self, x: Tensor, state: CausalState | None) -> Tensor:
+        """The rest, in which no layer sees far."""
+        for block in self.up_blocks:
             for layer in block.layers():
                 x = layer(x, state)
         window = activated(x, self.conv_norm_out, self.conv_out)
