@@ -6,9 +6,6 @@ import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rich.console import Console
-from rich.table import Table
-
 from app import machine
 
 
@@ -18,7 +15,9 @@ def about(packages: Sequence[str] = ()) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and range: 1.23 (1.20-1.41)."""
+    """Median and range: 1.23 (1.20-1.41). Of one value that alone."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
     return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
 
 
@@ -30,10 +29,14 @@ def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
 def show(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], packages: Sequence[str] = ()
 ) -> None:
-    """Print a table with what it was measured on."""
-    table = Table(title=title, caption=about(packages), title_justify="left", caption_justify="left")
-    for name in header:
-        table.add_column(name, justify="left" if name == header[0] else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=120).print(table)
+    """Print a table with what it was measured on: Markdown, as the page has it, in columns for a terminal.
+
+    The first column is text, the others are numbers.
+    """
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    print(f"\n**{title}**\n")
+    for first, *others in (header, rule, *rows):
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        print(f"| {' | '.join(cells)} |")
+    print(f"\n{about(packages)}", flush=True)
