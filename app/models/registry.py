@@ -1,18 +1,18 @@
 """The families of models: what their files must hold, and how they are loaded.
 
-Torch-free until a model is loaded. To add a family: its `contents` and its loader, and one entry here.
+A family's modules are imported when a model of it is asked for, and those that import torch when one is
+loaded. To add a family: its `contents` and its loader, and one entry here.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from app.errors import ConfigError
-from app.models.latents import parts as latents_parts
-from app.models.seedvr2 import parts as seedvr2_parts
-from app.models.wan import parts as wan_parts
 
 if TYPE_CHECKING:
     from app.boot.locate import Found
@@ -39,59 +39,60 @@ class Family:
     loader: Callable[[], Loader]  # imports torch when called
 
 
-def _seedvr2_loader() -> Loader:
-    from app.models.seedvr2.load import load_restorer
+def _seedvr2() -> Family:
+    from app.models.seedvr2 import parts
 
-    return load_restorer
-
-
-def _wan_loader() -> Loader:
-    from app.models.wan.load import load_generator
-
-    return load_generator
-
-
-def _codec_loader(name: str) -> Callable[[], Loader]:
     def loader() -> Loader:
-        from app.models.latents import load
+        from app.models.seedvr2.load import load_restorer
 
-        found: Loader = getattr(load, name)
-        return found
+        return load_restorer
 
-    return loader
+    return Family("restore", parts.PARTS, (), frozenset(), parts.contents, _none, loader)
 
 
-def _codec(contents: Callable[[str | None, str, TensorIndex], list[str]], loader: str) -> Family:
-    """A family of video autoencoders: one part, and for Stable Diffusion's its configuration."""
-    parts = latents_parts.SD_PARTS if loader == "load_sd_codec" else latents_parts.PARTS
+def _wan() -> Family:
+    from app.models.wan import parts
+
+    def loader() -> Loader:
+        from app.models.wan.load import load_generator
+
+        return load_generator
+
     return Family(
-        "autoencode", parts, (), frozenset(), contents, lambda variant, files: None, _codec_loader(loader)
+        "generate", parts.PARTS, parts.OPTIONAL, parts.LAZY, parts.contents, parts.abilities_of, loader
     )
 
 
-FAMILIES = {
-    "sd-vae": _codec(latents_parts.sd_contents, "load_sd_codec"),
-    "seedvr2-vae": _codec(latents_parts.seedvr2_contents, "load_seedvr2_codec"),
-    "wan-vae": _codec(latents_parts.wan_contents, "load_wan_codec"),
-    "vqvae": _codec(latents_parts.vqvae_contents, "load_vqvae_codec"),
-    "seedvr2": Family(
-        "restore",
-        seedvr2_parts.PARTS,
-        (),
-        frozenset(),
-        seedvr2_parts.contents,
-        lambda variant, files: None,
-        _seedvr2_loader,
-    ),
-    "wan": Family(
-        "generate",
-        wan_parts.PARTS,
-        wan_parts.OPTIONAL,
-        wan_parts.LAZY,
-        wan_parts.contents,
-        wan_parts.abilities_of,
-        _wan_loader,
-    ),
+def _codec(kind: str) -> Callable[[], Family]:
+    """A family of video autoencoders: one part, and for Stable Diffusion's its configuration."""
+
+    def made() -> Family:
+        from app.models.latents import parts
+
+        def loader() -> Loader:
+            from app.models.latents import load
+
+            found: Loader = getattr(load, f"load_{kind}_codec")
+            return found
+
+        names = parts.SD_PARTS if kind == "sd" else parts.PARTS
+        contents = getattr(parts, f"{kind}_contents")
+        return Family("autoencode", names, (), frozenset(), contents, _none, loader)
+
+    return made
+
+
+def _none(variant: str | None, files: Mapping[str, Found]) -> None:
+    """The abilities of a family that has no variants in what it can do."""
+
+
+FAMILIES: Mapping[str, Callable[[], Family]] = {
+    "sd-vae": cache(_codec("sd")),
+    "seedvr2-vae": cache(_codec("seedvr2")),
+    "wan-vae": cache(_codec("wan")),
+    "vqvae": cache(_codec("vqvae")),
+    "seedvr2": cache(_seedvr2),
+    "wan": cache(_wan),
 }
 
 
@@ -106,7 +107,7 @@ def family(model: ModelEntry) -> Family:
             "model_family_unknown",
             f"model {model.name} is of family {model.family!r}; known families: {', '.join(FAMILIES)}.",
         )
-    known = FAMILIES[model.family]
+    known = FAMILIES[model.family]()
     if model.task != known.task:
         raise ConfigError(
             "model_task_wrong",
@@ -139,4 +140,9 @@ def abilities(model: ModelEntry, files: Mapping[str, Found]) -> Any:
 
 def load_model(model: ModelEntry, files: Mapping[str, Source], loading: Loading) -> Any:
     """Load a model: a pipeline of its task, such as `Restorer`."""
-    return family(model).loader()(model.variant, files, loading)
+    load = family(model).loader()
+    if not gc.get_freeze_count():
+        # Nearly 200,000 objects, most of them torch's, that stay for ever: looking through them takes the
+        # collector some 80 ms, each time that memory is given back and now and then in a job.
+        gc.freeze()
+    return load(model.variant, files, loading)
