@@ -8,10 +8,12 @@ length of a shot. Knows nothing of files, cuts, rates or requests.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,12 +22,24 @@ from torch import Tensor
 from app.errors import InternalError
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.dit import DiT, Plan
+from app.models.seedvr2.offload import place_blocks
 from app.models.seedvr2.segment import Segment, Span, segment
+from app.models.seedvr2.tiles import HOST, Tiled, Whole
 from app.models.seedvr2.vae import SCALE, VideoVAE
+from app.models.seedvr2.vae_config import VAEConfig
 from app.models.seedvr2.windowed import cut, in_windows, noise
 from app.timing import Stopwatch
 from app.video.color import ColorFix, repair
-from app.video.frames import Crop, center_crop16, pad_reflect_black, resize, to_unit, unpad
+from app.video.frames import (
+    MULTIPLE,
+    Crop,
+    center_crop16,
+    pad_reflect_black,
+    padded_size,
+    resize,
+    to_unit,
+    unpad,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +57,9 @@ class RestoreOptions:
     much the condition is noised, in [0, 1]. window: latents that the transformer sees at once. fit: how a
     size that the model cannot take is made to fit, "pad" keeps all of the picture, "crop" is the
     original's centre crop. color: colour repair. slice: latents that the VAE takes at once; more take
-    more memory and no less time (a latent is four frames), and the result is the same.
+    more memory and no less time (a latent is four frames), and the result is the same. tile: latents in
+    height and width that the VAE takes at once, None for whole frames; see `tiles`. stream: whether the
+    transformer's blocks stay in the host's memory, see `offload`; the result is the same.
     """
 
     height: int
@@ -57,6 +73,18 @@ class RestoreOptions:
     fit: Literal["pad", "crop"] = "pad"
     color: ColorFix = "lab"
     slice: int = 1
+    tile: int | None = None
+    stream: bool = False
+
+
+def latent_size(options: RestoreOptions, config: VAEConfig) -> tuple[int, int]:
+    """(height, width) of the frames' latents."""
+    height, width = options.height, options.width
+    if options.fit == "crop":
+        height, width = height // MULTIPLE * MULTIPLE, width // MULTIPLE * MULTIPLE
+    else:
+        height, width = padded_size(height, width)
+    return height // config.spatial_factor, width // config.spatial_factor
 
 
 def _nothing() -> None: ...
@@ -64,7 +92,8 @@ def _nothing() -> None: ...
 
 @dataclass(frozen=True)
 class Restorer:
-    """A loaded SeedVR2: transformer, VAE and the embeddings of its two prompts, (length, 5120)."""
+    """A loaded SeedVR2: transformer, VAE and the embeddings of its two prompts, (length, 5120). Several cards
+    may share the transformer; the VAE is on one."""
 
     dit: DiT
     vae: VideoVAE
@@ -107,6 +136,7 @@ class Restorer:
             (1, 3, height, width) float32 in [-1, 1], `wanted.made` of the shot, on the CPU; with fit "crop"
             each side is cut to a multiple of 16.
         """
+        place_blocks(self.dit, self.device, stream=options.stream)
         work = _Work(self, options, shot, wanted, on_step, clock or Stopwatch())
         first, last = wanted.windows[0], wanted.windows[-1]
         latents = cut(
@@ -171,21 +201,36 @@ class _Work:
         Latents are the posterior's mean: the original draws from the posterior, a difference that stays
         within that of two seeds.
         """
-        config = self.vae.config
-        state = self.vae.new_state()
-        latents = len(self.segment.encoded)
-        for start in range(0, latents, self.options.slice):
-            self.on_step()
-            take = min(self.options.slice, latents - start)
-            if start + take == latents:
-                state.end()  # gigabytes at full size, which the decoder needs
-            length = take * config.temporal_factor if start else config.frames_for(take)
-            clip = torch.cat([next(frames) for _ in range(length)])
+        slices = self._clips(frames)
+        coder = self._coder(len(self.segment.encoded))
+        while clips := list(islice(slices, self._at_once)):
             with self._timed("encode"):
-                clip = clip.transpose(0, 1).unsqueeze(0).to(self.restorer.vae_dtype)
-                mean = self.vae.encode_slice(clip, state)[0]
-                low = mean.permute(1, 2, 3, 0).float() * SCALE
-            yield low
+                means = coder.encode(clips, self.on_step)
+                clips.clear()
+            for mean in means:
+                yield mean[0].permute(1, 2, 3, 0).float() * SCALE
+
+    def _clips(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Frames as slices of the clip, (1, 3, n, H, W), that the VAE takes."""
+        config, latents = self.vae.config, len(self.segment.encoded)
+        for start in range(0, latents, self.options.slice):
+            take = min(self.options.slice, latents - start)
+            length = take * config.temporal_factor if start else config.frames_for(take)
+            clip = torch.cat([next(frames) for _ in range(length)]).transpose(0, 1).unsqueeze(0)
+            clip = clip.to(self.restorer.vae_dtype)
+            yield clip if self.options.tile is None else clip.to(HOST)
+
+    def _coder(self, latents: int) -> Whole | Tiled:
+        """What takes a clip of so many latents through a half of the VAE."""
+        if self.options.tile is None:
+            return Whole(self.vae, latents)
+        return Tiled(self.vae, latents, *latent_size(self.options, self.vae.config), self.options.tile)
+
+    @property
+    def _at_once(self) -> int:
+        """Slices that one call of a coder gets: of tiles as many as a window has, since each tile's state
+        comes and goes once a call."""
+        return 1 if self.options.tile is None else math.ceil(self.options.window / self.options.slice)
 
     def velocity(self, latents: Tensor, window: Span) -> Tensor:
         """Restore one window: (T, H, W, 16) low-quality latents -> (T, H, W, 16) restored ones."""
@@ -211,20 +256,18 @@ class _Work:
     def decoded(self, latents: Iterator[Tensor]) -> Iterator[Tensor]:
         """Scaled latents (n, H, W, 16) -> frames (n, 3, H, W) float32: 16-bit results leave 129 levels,
         so that everything after the decoder is float32."""
-        state = self.vae.new_state()
-        left = len(self.segment.decoded)
+        coder = self._coder(len(self.segment.decoded))
         for run in latents:
-            for start in range(0, len(run), self.options.slice):
-                self.on_step()
-                left -= min(self.options.slice, len(run) - start)
-                if not left:
-                    state.end()
+            scaled = (run / SCALE).permute(3, 0, 1, 2).unsqueeze(0).to(self.restorer.vae_dtype)
+            slices = iter(torch.split(scaled, self.options.slice, dim=2))
+            while parts := list(islice(slices, self._at_once)):
                 with self._timed("decode"):
-                    part = run[start : start + self.options.slice] / SCALE
-                    z = part.permute(3, 0, 1, 2).unsqueeze(0).to(self.restorer.vae_dtype)
-                    frames = self.vae.decode_slice(z, state)[0].transpose(0, 1).float()
-                    self._refuse_not_finite(frames, "decoder", self.restorer.vae_dtype)
-                yield frames
+                    clips = deque(coder.decode(parts, self.on_step))
+                while clips:
+                    with self._timed("decode"):
+                        frames = clips.popleft()[0].transpose(0, 1).to(self.restorer.device).float()
+                        self._refuse_not_finite(frames, "decoder", self.restorer.vae_dtype)
+                    yield frames
 
     def _refuse_not_finite(self, x: Tensor, step: str, dtype: torch.dtype) -> None:
         if not torch.isfinite(x).all():

@@ -8,6 +8,9 @@ is only written here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,9 +93,8 @@ class Encoder(nn.Module):
     def features(self, x: Tensor, state: CausalState | None) -> Tensor:
         """Frames to what the middle takes, at the size of latents: no layer sees far here."""
         x = self.conv_in(x, state)
-        for block in self.down_blocks:
-            for layer in block.layers():
-                x = layer(x, state)
+        for layer in _layers(self.down_blocks):
+            x = layer(x, state)
         return x
 
     def parameters_of(self, x: Tensor, state: CausalState | None) -> Tensor:
@@ -120,19 +122,22 @@ class Decoder(nn.Module):
 
     def features(self, z: Tensor, state: CausalState | None) -> Tensor:
         """Latents to what the middle gives, in which each position has seen its whole frame."""
-        x = self.conv_in(z, state)
+        x: Tensor = self.conv_in(z, state)
         for layer in self.mid_block.layers():
             x = layer(x, state)
         return x
 
     def frames_of(self, x: Tensor, state: CausalState | None) -> Tensor:
         """The rest, in which no layer sees far."""
-        for block in self.up_blocks:
-            for layer in block.layers():
-                x = layer(x, state)
+        for layer in _layers(self.up_blocks):
+            x = layer(x, state)
         window = activated(x, self.conv_norm_out, self.conv_out)
         del x
         return self.conv_out.over(window, state)
+
+
+def _layers(blocks: Iterable[Any]) -> Iterator[nn.Module]:
+    return (layer for block in blocks for layer in block.layers())
 
 
 class DownBlock(nn.Module):

@@ -1,0 +1,90 @@
+"""How much memory tensors take, counted as they come and go, on any device, "meta" too.
+
+Counted are the storages that torch's operations return, not what a kernel takes for itself while it runs, nor
+what an allocator keeps or rounds up. On the meta device nothing is computed or kept: a pass there tells what
+the same pass takes elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's class, not ours
+    """While it is on, `bytes` is what tensors made since then hold on devices of one type, `peak` the most
+    that they held."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.bytes = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for x in tree_iter((args, kwargs)):
+            if isinstance(x, Tensor):
+                self._see(x, 0)  # lay there before: its memory is not ours
+        out = func(*args, **(kwargs or {}))
+        for x in tree_iter(out):
+            if isinstance(x, Tensor):
+                self._see(x, x.untyped_storage().nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+    def _see(self, x: Tensor, count: int) -> None:
+        if x.device.type != self.device:
+            return
+        storage = x.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+
+        def forget(_: object) -> None:
+            del self._known[key]
+            self.bytes -= count
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.bytes += count
+
+
+class Stand(TorchFunctionMode):
+    """While it is on, the meta device stands for one of another type: code that asks takes the ways that it
+    takes there, and attention is a fused kernel, without the matrix of all pairs."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].is_meta:
+            q, _, v = args[:3]
+            return q.new_empty(*q.shape[:-1], v.shape[-1])
+        if func is F.rms_norm and args[0].is_meta:
+            return torch.empty_like(args[0])
+        if getattr(func, "__self__", None) is Tensor.is_cuda and args[0].is_meta:
+            return self.device == "cuda"
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(module: Module) -> Module:
+    """A copy of a module that has sizes and types alone."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        memo[id(tensor)] = tensor.to("meta")
+    return copy.deepcopy(module, memo)
