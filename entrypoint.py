@@ -203,6 +203,8 @@ def restore(options: argparse.Namespace, settings: Settings) -> int:
     from app.job.request import RestoreRequest, parse
 
     request = parse(RestoreRequest, given(options, RestoreRequest.model_fields))
+    if options.sp_size:
+        settings = settings.model_copy(update={"sp_size": options.sp_size})
     if options.sheet:
         if request.codec == "png":
             raise UsageError("sheet_refused", "A sheet shows clips and images; --codec png makes neither.")
@@ -433,6 +435,8 @@ def _restore_parser(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("input", type=Path, metavar="INPUT", help="a clip or an image")
     sub.add_argument("-o", "--output", type=Path, required=True, help="a file, or a folder for --codec png")
     sub.add_argument("--sheet", type=Path, help="also write a before/after sheet, as PNG")
+    sub.add_argument("--sp-size", type=_count(1, 64), metavar="N",
+                     help="cards that work on it together (default: SEEDPOD_SP_SIZE)")  # fmt: skip
     _fields(sub, RestoreRequest)
     sub.set_defaults(command=restore)
 

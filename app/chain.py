@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from app.boot.stage import Staged
+    from app.nn.ranks import Ranks
 
 Files = Mapping[str, Mapping[str, Found]]  # model -> part -> file
 
@@ -240,12 +241,13 @@ def load_staged(
 
     def load(first: Future[dict[Path, Staged]]) -> Generator[Loaded]:
         try:
+            ranks = _ranks(settings) if settings.sp_size > 1 else None
             for place, (name, parts) in enumerate(files.items()):
                 for copy in copies.add(first.result()):
                     on_staged(copy)
                 for later in list(files)[place + 1 : place + 2]:
                     first = ahead.submit(stage_model, later)
-                yield _load(settings, manifest, name, parts, copies, hashes, loading, eager)
+                yield _load(settings, manifest, name, parts, copies, hashes, loading, eager, ranks)
         except BaseException:
             cancel.set()
             raise
@@ -253,6 +255,14 @@ def load_staged(
             ahead.shutdown()
 
     return load(ahead.submit(stage_model, next(iter(files))))  # at once, not when the first is asked for
+
+
+def _ranks(settings: Settings) -> Ranks:
+    """The cards of a job, behind the first, which have no process yet."""
+    from app.device import place
+    from app.nn.ranks import Ranks
+
+    return Ranks(settings.sp_size, place(settings.device, settings.dtype).device)
 
 
 class _Copies:
@@ -297,6 +307,7 @@ def _load(
     hashes: HashRecord,
     progress: Progress,
     eager: bool,
+    ranks: Ranks | None,
 ) -> Loaded:
     import time
 
@@ -316,7 +327,7 @@ def _load(
     model = manifest.models[name]
     loading = Loading(
         place(settings.device, settings.dtype, metal=model.task == "autoencode"), settings.readers, progress,
-        text_encoder=settings.text_encoder, eager=eager, cache=settings.cache,
+        text_encoder=settings.text_encoder, eager=eager, cache=settings.cache, ranks=ranks,
     )  # fmt: skip
     pipeline = load_model(model, sources, loading)
     for part in parts.keys() - family(model).lazy:

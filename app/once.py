@@ -39,7 +39,10 @@ def restore_once(
     ready = _Ready(settings, "restore", request.model, progress)
     job = plan_restore(request, look(source, ready.limits), output, ready.limits)
     (loaded,) = chain.load_staged(settings, ready.manifest, ready.selection, ready.hashes, progress, progress)
-    return run_restore(loaded.pipeline, ready.name, job, progress)
+    try:
+        return run_restore(loaded.pipeline, ready.name, job, progress)
+    finally:
+        loaded.pipeline.close()
 
 
 def generate_once(

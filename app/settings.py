@@ -74,6 +74,13 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: bfloat16 on CUDA, float32 elsewhere."
     )
+    sp_size: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Cards that work on one job of restore together (sequence parallelism): they share the "
+        "windows of SeedVR2's transformer.",
+    )
     cache: Path | None = Field(
         default=None,
         description="Folder for remembered hashes and for embeddings of prompts. Unset: hashes are kept in "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from app.boot.manifest import Format
     from app.device import Placement
+    from app.nn.ranks import Ranks
     from app.progress import Progress
 
 
@@ -35,7 +36,8 @@ class Source:
 @dataclass(frozen=True)
 class Loading:
     """How models are loaded. `text_encoder`, where a large one stays: see the setting of that name. `eager`:
-    what every job may need is loaded at once, not with the first job. `cache`: a folder for embeddings."""
+    what every job may need is loaded at once, not with the first job. `cache`: a folder for embeddings.
+    `ranks`: processes that share the work of a transformer, where that is asked for."""
 
     placement: Placement
     readers: int
@@ -43,3 +45,4 @@ class Loading:
     text_encoder: Literal["auto", "host", "release"] = "auto"
     eager: bool = False
     cache: Path | None = None
+    ranks: Ranks | None = None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from app.boot.checkpoint import give_back, load, load_tensor
+from app.boot.manifest import Format
 from app.boot.tensorfile import read_index, rename_tensors
 from app.device import Placement
 from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
 from app.models.seedvr2.restore import Restorer
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import current_name
 from app.models.source import Loading, Source
+from app.progress import Progress, Silent
 
 
 def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loading) -> Restorer:
@@ -27,13 +31,12 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
     """
     placement, readers, progress = loading.placement, loading.readers, loading.progress
     dit_file, vae_file = files["dit"], files["vae"]
-    dit_shape = dit_config(variant, read_index(dit_file.path, dit_file.format))
-    dit = load(
-        lambda: DiT(dit_shape), dit_file.path, dit_file.format,
-        device=placement.device, dtype=placement.dtype,
-        dropped=DROPPED, recompute=("blocks.*.attn.rope.rope.freqs",),
-        readers=readers, progress=progress,
-    )  # fmt: skip
+    how = dit_file.format, variant, placement.dtype, readers
+    dit = (
+        load_dit(dit_file.path, placement.device, *how, progress)
+        if loading.ranks is None
+        else SharedDiT.load(load_dit, loading.ranks, dit_file.path, *how)
+    )
     give_back()
     vae_index = rename_tensors(read_index(vae_file.path, vae_file.format), current_name)
     vae_shape = vae_config(variant, vae_index)
@@ -49,6 +52,26 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
         positive=_prompt(files["positive"], placement),
         negative=_prompt(files["negative"], placement),
     )
+
+
+def load_dit(
+    path: Path,
+    device: torch.device,
+    format: Format,
+    variant: str | None,
+    dtype: torch.dtype,
+    readers: int,
+    progress: Progress | None = None,
+) -> DiT:
+    """The transformer; on every card that works on a job."""
+    shape = dit_config(variant, read_index(path, format))
+    dit: DiT = load(
+        lambda: DiT(shape), path, format,
+        device=device, dtype=dtype,
+        dropped=DROPPED, recompute=("blocks.*.attn.rope.rope.freqs",),
+        readers=readers, progress=progress or Silent(),
+    )  # fmt: skip
+    return dit
 
 
 def _prompt(file: Source, placement: Placement) -> Tensor:
