@@ -11,34 +11,31 @@ import base64
 import gc
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.chain import Loaded
 from app.errors import UnavailableError
 from app.job.archive import pack
-from app.job.autoencode import run_autoencode
-from app.job.autoencode_plan import plan_autoencode
 from app.job.bucket import bucket_of
-from app.job.clips import weights_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.fits import least_bytes, stopped_by_growth
-from app.job.generate import GenerateResult, run_generate
-from app.job.generate_plan import GenerateJob, Pictures, plan_generate
 from app.job.models import Models
 from app.job.payload import AutoencodePayload, GeneratePayload, RestorePayload, validate
-from app.job.restore import RestoreJob, RestoreResult, look, output_size, plan_restore, run_restore
 from app.job.result import Limits, Result
 from app.job.source import Media, SourceLimits, fetch_source
-from app.models.seedvr2.segment import SHORTEST
-from app.models.wan.config import TRAINED_BLOCK
 from app.progress import Progress
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.job.generate_plan import GenerateJob
+    from app.job.restore import RestoreJob
 
 PIECE = 500_000  # bytes of a video in one piece of a stream, before base64: the platform takes 1 MB
 FOLDER = "job-"  # what the folder of a job is called, before its id
@@ -163,11 +160,21 @@ def handle(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# ------------------------------------------------------------------ the tasks
+# ------------------------------------------------------------------ the tasks: each imports what it needs
+
+
+def prepare(tasks: Collection[str]) -> None:
+    """Import what jobs of these tasks will need, before the first one comes."""
+    for task in tasks:
+        for module in _MODULES[task]:
+            import_module(f"app.job.{module}")
 
 
 def _restore(work: Work, request: RestorePayload) -> Result:
     """Restore, and once more with half the window where memory runs out."""
+    from app.job.restore import RestoreResult, output_size, run_restore
+    from app.models.seedvr2.segment import SHORTEST
+
     source = work.fetch(request.source)
     job = _plan(work, request, source)
     loaded = work.loaded
@@ -191,6 +198,8 @@ def _restore(work: Work, request: RestorePayload) -> Result:
 
 
 def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
+    from app.job.restore import look, plan_restore
+
     info = look(source, work.context.limits)
     suffix = "" if request.codec == "png" else f".{request.container}"
     if info.is_image:
@@ -200,6 +209,9 @@ def _plan(work: Work, request: RestorePayload, source: Path) -> RestoreJob:
 
 def _generate(work: Work, request: GeneratePayload) -> Result:
     """Generate, and once more with half the window and without T5 where memory runs out."""
+    from app.job.generate import GenerateResult, run_generate
+    from app.models.wan.config import TRAINED_BLOCK
+
     files = {
         name: work.fetch(media, name)
         for name, media in (
@@ -227,6 +239,8 @@ def _generate(work: Work, request: GeneratePayload) -> Result:
 
 
 def _plan_generate(work: Work, request: GeneratePayload, files: Mapping[str, Path]) -> GenerateJob:
+    from app.job.generate_plan import Pictures, plan_generate
+
     output = work.folder / f"result.{request.container}"
     job = plan_generate(
         request, work.loaded.pipeline.able, Pictures(**files), output, work.context.limits,
@@ -251,6 +265,10 @@ def _pieces(work: Work) -> Callable[[bytes, int], None]:
 
 def _autoencode(work: Work, request: AutoencodePayload) -> Result:
     """Take a clip through a codec and back; the result is a folder, which is delivered as one archive."""
+    from app.job.autoencode import run_autoencode
+    from app.job.autoencode_plan import plan_autoencode
+    from app.job.clips import weights_of
+
     models = work.context.models
     named = [models.choose("autoencode", name) for name in weights_of(request)]
     source = work.fetch(request.source)
@@ -269,6 +287,11 @@ TASKS: Mapping[str, Callable[[Work, Any], Result]] = {
     "restore": _restore,
     "generate": _generate,
     "autoencode": _autoencode,
+}
+_MODULES = {
+    "restore": ("restore",),
+    "generate": ("generate", "generate_plan"),
+    "autoencode": ("autoencode", "autoencode_plan", "clips"),
 }
 
 

@@ -138,10 +138,13 @@ class Boot:
             self._staged,
             eager=True,
         )
-        from app.job.handle import make_context
-        from app.job.models import Models
+        tasks = {name: manifest.models[name].task for name in selection.located}
+        with self._step("import tasks"):
+            from app.job.handle import make_context, prepare
+            from app.job.models import Models
 
-        models = Models({name: manifest.models[name].task for name in selection.located})
+            prepare(tasks.values())
+        models = Models(tasks)
         self._context = make_context(settings, models, self._scratch)
         self._known.set()
         with closing(loading), self._step("stage and load"):
@@ -157,9 +160,8 @@ class Boot:
             self.timeline.append(Step(f"stage {copy.source.name}", begin, copy.seconds, copy.nbytes))
 
     def _import(self) -> None:
-        with self._step("imports"):
-            import app.job.handle
-            import app.models.seedvr2.load  # noqa: F401
+        with self._step("import torch"):
+            import torch  # noqa: F401
 
     def _now(self) -> float:
         return time.perf_counter() - self._begin

@@ -129,7 +129,7 @@ def test_cancel_takes_effect_within_two_seconds_and_the_worker_lives(ready: Serv
 
 def test_a_timeline_of_the_boot_is_in_the_log(ready: Server) -> None:
     log = ready.log.read_text()
-    for step in ("imports", "manifest", "verify", "stage and load", "load nano"):
+    for step in ("import torch", "import tasks", "manifest", "verify", "stage and load", "load nano"):
         assert f"boot: {step}: from " in log
     assert "boot: ready after" in log
 
