@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.models.wan.umt5_config import UMT5Config
+from app.nn.linear import Linear
 
 FARTHEST = 128  # tokens: all distances from here on share a bucket
 _HALF_LIMIT = torch.finfo(torch.float16).max - 1000
 
 
 def position_buckets(length: int, buckets: int) -> Tensor:
-    """The bucket of each pair's relative position: (query, key), int64, on the CPU.
+    """The bucket of each relative position, key - query, from 1 - length to length - 1: int64, on the CPU.
 
     Half of the buckets are for keys that come later. Of each half the first half are exact distances, the
     others grow logarithmically up to `FARTHEST` (Raffel et al. 2020, section 2.1). The logarithm is
     float32's on every device: one that rounds differently would move a distance to another bucket.
     """
     with torch.device("cpu"):
-        positions = torch.arange(length)
-        relative = positions[None, :] - positions[:, None]
+        relative = torch.arange(1 - length, length)
         half = buckets // 2
         exact = half // 2
         distance = relative.abs()
@@ -55,10 +55,10 @@ class Attention(nn.Module):
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
         self.heads = config.heads
-        self.q = nn.Linear(config.dim, config.attention_dim, bias=False)
-        self.k = nn.Linear(config.dim, config.attention_dim, bias=False)
-        self.v = nn.Linear(config.dim, config.attention_dim, bias=False)
-        self.o = nn.Linear(config.attention_dim, config.dim, bias=False)
+        self.q = Linear(config.dim, config.attention_dim, bias=False)
+        self.k = Linear(config.dim, config.attention_dim, bias=False)
+        self.v = Linear(config.dim, config.attention_dim, bias=False)
+        self.o = Linear(config.attention_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x: (batch, tokens, dim); bias: (batch, heads, tokens, tokens), added to the scores."""
@@ -76,10 +76,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
         self.gate = nn.Sequential(
-            nn.Linear(config.dim, config.hidden_dim, bias=False), nn.GELU(approximate="tanh")
+            Linear(config.dim, config.hidden_dim, bias=False), nn.GELU(approximate="tanh")
         )
-        self.fc1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.fc2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.fc1 = Linear(config.dim, config.hidden_dim, bias=False)
+        self.fc2 = Linear(config.hidden_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(self.fc1(x) * self.gate(x))
@@ -93,10 +93,13 @@ class Positions(nn.Module):
         super().__init__()
         self.embedding = _table(config.buckets, config.heads)
 
-    def forward(self, buckets: Tensor) -> Tensor:
-        """buckets: (tokens, tokens) -> (heads, tokens, tokens)."""
-        bias: Tensor = self.embedding(buckets)
-        return bias.permute(2, 0, 1).contiguous()  # attention's fast kernels want rows in one piece
+    def forward(self, buckets: Tensor, unseen: Tensor) -> Tensor:
+        """buckets: of each relative position, (2 tokens - 1,); unseen: (batch, 1, 1, tokens), added. Returns
+        (batch, heads, tokens, tokens), in one piece as attention's fast kernels want it."""
+        line = self.embedding(buckets).T.contiguous()  # (heads, 2 tokens - 1)
+        # A row of the bias is a stretch of the line: of the last query from its beginning.
+        rows = line.unfold(1, unseen.shape[-1], 1).expand(len(unseen), -1, -1, -1)
+        return rows.flip(2).add_(unseen)
 
 
 class Block(nn.Module):
@@ -110,7 +113,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, buckets: Tensor, unseen: Tensor) -> Tensor:
         """unseen: (batch, 1, 1, tokens), minus infinity where a key is padding, else 0."""
-        bias = self.pos_embedding(buckets) + unseen
+        bias = self.pos_embedding(buckets, unseen)
         x = _finite(x + self.attn(self.norm1(x), bias))
         return _finite(x + self.ffn(self.norm2(x)))
 

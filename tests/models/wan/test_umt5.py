@@ -148,11 +148,26 @@ def test_positions_matter_and_far_ones_share_a_bucket() -> None:
     there, back = (model(*padded([row], 4))[0] for row in ([5, 6, 7, 1], [7, 6, 5, 1]))
     assert error(there[0], back[2]) > 1e-2
     buckets = position_buckets(400, 32)
+    assert buckets.shape == (799,)
     assert buckets.min() == 0
     assert buckets.max() == 31
-    assert len(set(buckets[0, 128:].tolist())) == 1
-    assert buckets[0, :9].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
-    assert buckets[8, :9].tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert len(set(buckets[399 + 128 :].tolist())) == 1
+    assert buckets[399:408].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
+    assert buckets[391:400].tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 300])
+@torch.inference_mode()
+def test_a_line_of_biases_equals_a_look_up_for_each_pair(length: int) -> None:
+    positions = drawn(UMT5_NANO).blocks[0].pos_embedding
+    buckets, each = position_buckets(length, UMT5_NANO.buckets), torch.arange(length)
+    pairs = buckets[each[None] - each[:, None] + length - 1]
+    unseen = torch.zeros(2, 1, 1, length)
+    unseen[1, ..., length // 2 + 1 :] = -torch.inf
+    plain = positions.embedding(pairs).permute(2, 0, 1) + unseen
+    bias = positions(buckets, unseen)
+    assert bias.is_contiguous()
+    assert torch.equal(bias, plain)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.05), (torch.float16, 0.005)])
