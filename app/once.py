@@ -1,41 +1,43 @@
 """One job on this machine, from a file or a prompt to a file: the boot chain, then the job.
 
-What can be refused is refused before anything is staged or loaded.
+What can be refused is refused before anything is staged or loaded. Each task imports what it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import chain
 from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found
 from app.boot.manifest import Manifest, read_manifest
 from app.boot.verify import Selection, select_models
-from app.job.autoencode import AutoencodeResult, run_autoencode
-from app.job.autoencode_plan import plan_autoencode
 from app.job.autoencode_request import AutoencodeRequest
-from app.job.clips import Made, Refused, plan_clips, run_clips, weights_of
-from app.job.generate import GenerateResult, run_generate
-from app.job.generate_plan import GenerateJob, Pictures, plan_generate
-from app.job.generate_request import GenerateRequest
-from app.job.request import RestoreRequest
-from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
-from app.models.latents.autoencode import StateDicts
-from app.models.latents.codec import Codec
 from app.models.registry import abilities
-from app.models.wan.embeddings import EmbeddingCache, known
-from app.models.wan.tokenizer import Tokenizer
 from app.progress import Progress
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.job.autoencode import AutoencodeResult
+    from app.job.clips import Made, Refused
+    from app.job.generate import GenerateResult
+    from app.job.generate_plan import GenerateJob
+    from app.job.generate_request import GenerateRequest
+    from app.job.request import RestoreRequest
+    from app.job.restore import RestoreResult
+    from app.models.latents.autoencode import StateDicts
+    from app.models.latents.codec import Codec
 
 
 def restore_once(
     settings: Settings, request: RestoreRequest, source: Path, output: Path, progress: Progress
 ) -> RestoreResult:
     """Restore a clip or an image into `output`."""
+    from app.job.restore import look, plan_restore, run_restore
+
     ready = _Ready(settings, "restore", request.model, progress)
     job = plan_restore(request, look(source, ready.limits), output, ready.limits)
     (loaded,) = chain.load_staged(settings, ready.manifest, ready.selection, ready.hashes, progress, progress)
@@ -54,6 +56,10 @@ def generate_once(
 ) -> GenerateResult:
     """Make a video from a prompt into `output`. Where every prompt was encoded before, and a cache folder
     remembers it, the text encoder is not even staged."""
+    from app.job.generate import run_generate
+    from app.job.generate_plan import Pictures, plan_generate
+    from app.models.wan.tokenizer import Tokenizer
+
     ready = _Ready(settings, "generate", request.model, progress)
     able = abilities(ready.manifest.models[ready.name], ready.files)
     job = plan_generate(request, able, Pictures(**pictures), output, ready.limits)
@@ -77,6 +83,9 @@ def autoencode_once(
     progress: Progress,
 ) -> AutoencodeResult:
     """Take a clip through a codec and back, into the folder `output`."""
+    from app.job.autoencode import run_autoencode
+    from app.job.autoencode_plan import plan_autoencode
+
     ready = _Ready(settings, "autoencode", request.model, progress)
     job = plan_autoencode(request, source, others, output, ready.limits)
     codec, models = _codec(settings, request, ready, progress)
@@ -92,6 +101,8 @@ def autoencode_all(
     progress: Progress,
 ) -> list[Made | Refused]:
     """Take several clips, and every clip in folders, through a codec, each into a folder within `output`."""
+    from app.job.clips import plan_clips, run_clips
+
     ready = _Ready(settings, "autoencode", request.model, progress)
     clips = plan_clips(request, sources, others, output, ready.limits)
     codec, models = _codec(settings, request, ready, progress)
@@ -108,6 +119,8 @@ def _codec(
     settings: Settings, request: AutoencodeRequest, ready: _Ready, progress: Progress
 ) -> tuple[Codec, StateDicts]:
     """The codec of a job, and the weights of the models that its own are interpolated with."""
+    from app.job.clips import weights_of
+
     named = [*dict.fromkeys([ready.name, *weights_of(request)])]
     for name in named[1:]:
         chain.choose_model(settings, ready.manifest, "autoencode", name)
@@ -146,6 +159,8 @@ def _encoded(
 ) -> bool:
     """Whether a cache folder has the embeddings of all prompts. Their keys need the hash of T5's file: where
     nobody knows it, it is taken once."""
+    from app.models.wan.embeddings import EmbeddingCache, known
+
     if settings.cache is None:
         return False
     prompts = list(job.options.prompts.values())
