@@ -23,6 +23,7 @@ from app.errors import InternalError
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.dit import DiT, Plan
 from app.models.seedvr2.offload import place_blocks
+from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.segment import Segment, Span, segment
 from app.models.seedvr2.tiles import HOST, Tiled, Whole
 from app.models.seedvr2.vae import SCALE, VideoVAE
@@ -95,7 +96,7 @@ class Restorer:
     """A loaded SeedVR2: transformer, VAE and the embeddings of its two prompts, (length, 5120). Several cards
     may share the transformer; the VAE is on one."""
 
-    dit: DiT
+    dit: DiT | SharedDiT
     vae: VideoVAE
     positive: Tensor
     negative: Tensor
@@ -145,6 +146,11 @@ class Restorer:
         restored = in_windows(latents, list(wanted.windows), work.velocity)
         restored = cut(restored, wanted.decoded.start - first.start, len(wanted.decoded))
         return work.finished(work.decoded(restored))
+
+    def close(self) -> None:
+        """Let go of other cards."""
+        if isinstance(self.dit, SharedDiT):
+            self.dit.close()
 
     @property
     def device(self) -> torch.device:
