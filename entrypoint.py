@@ -289,18 +289,29 @@ def serve(options: argparse.Namespace, settings: Settings) -> int:
     from app.job.payload import PAYLOADS, validate
     from app.progress import Lines
     from app.serve.boot import Boot, jobs_of, scratch_folder
+    from app.serve.cards import share_out
     from app.serve.lifecycle import Lifecycle
+    from app.serve.pool import Pool
     from app.serve.worker import forget_secrets, give_up
 
     hosted = settings.runpod_jobs is not None
     logs.setup(settings.log_format, sys.stderr, hosted=hosted, secrets=settings.secrets())
     scratch = scratch_folder(settings)
-    boot = Boot(settings, scratch, lambda: Lines(logs.LogStream("app.boot")))
+    cards = share_out(settings)
+    boot: Boot | Pool
+    if len(cards) == settings.sp_size == 1:
+        boot = Boot(settings, scratch, lambda: Lines(logs.LogStream("app.boot")))
+        run = jobs_of(boot)
+    else:
+        environment = dict(os.environ)
+        forget_secrets(environment)
+        boot = Pool(settings, scratch, cards, lambda: Lines(logs.LogStream("app.boot")), environment)
+        run = boot.run
     boot.start()
     stop.then(lambda: give_up(boot))
     lifecycle = Lifecycle(
-        jobs_of(boot), timeout=settings.job_seconds, keep_seconds=KEEP_SECONDS,
-        journal=scratch / "jobs.jsonl", work=scratch,
+        run, timeout=settings.job_seconds, keep_seconds=KEEP_SECONDS,
+        journal=scratch / "jobs.jsonl", work=scratch, slots=len(cards),
     )  # fmt: skip
     if hosted:
         from app.serve.worker import serve_on_platform

@@ -81,6 +81,19 @@ class Settings(BaseModel):
         description="Cards that work on one job of restore together (sequence parallelism): they share the "
         "windows of SeedVR2's transformer.",
     )
+    gpus: str = Field(
+        default="auto",
+        pattern=r"^(auto|[1-9]\d?)$",
+        description="auto or a number: jobs that a server runs at a time, each in a process with a card of "
+        "its own, or SEEDPOD_SP_SIZE of them. auto: as many as the machine's cards allow, where "
+        "SEEDPOD_DEVICE is auto or cuda; else one.",
+    )
+    visible: str | None = Field(
+        default=None,
+        validation_alias="CUDA_VISIBLE_DEVICES",
+        description="The cards that CUDA programs may use, as CUDA reads it; the processes of SEEDPOD_GPUS "
+        "share them out.",
+    )
     cache: Path | None = Field(
         default=None,
         description="Folder for remembered hashes and for embeddings of prompts. Unset: hashes are kept in "

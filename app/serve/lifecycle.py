@@ -1,4 +1,4 @@
-"""The lifecycle of jobs: a queue in front of one inference thread, from submission to a final state.
+"""The lifecycle of jobs: a queue in front of inference threads, from submission to a final state.
 
 Callers sit on event loops or other threads; whatever they do, each job ends in exactly one final state.
 Knows nothing of HTTP, RunPod or video: a job is an id, a payload and a function.
@@ -6,6 +6,7 @@ Knows nothing of HTTP, RunPod or video: a job is an id, a payload and a function
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -47,7 +48,8 @@ _log = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """Jobs in the order of their submission, one at a time, in a thread of its own.
+    """Jobs in the order of their submission, one at a time, or as many as there are slots, in threads of
+    their own.
 
     Args:
         run: Does a job. Calls `Reporter.check` between steps. Runs in the inference thread.
@@ -61,6 +63,8 @@ class Lifecycle:
         work: Folder in which each job works in a folder of its own, named `job-` and its id; those that a
             dead worker left are removed, by its journal.
         shares: Share of each step in the progress of a job, see `reporter.SHARES`.
+        slots: Jobs that run at a time. Several are others' work: what `run` hands them to replaces a process
+            whose memory ran out by itself.
 
     Raises:
         ConfigError: The journal is in use, or cannot be written.
@@ -78,20 +82,23 @@ class Lifecycle:
         work: Path | None = None,
         shares: Shares = SHARES,
         overdue: float = OVERDUE,
+        slots: int = 1,
     ) -> None:
         self.refresh_wanted = False  # the worker does its work, but should be replaced
-        self.dead = False  # the inference thread is gone, or does not answer: no other job can run
+        self.dead = False  # an inference thread is gone, or does not answer: no other job can run
+        self.slots = slots
         self._run, self._timeout, self._overdue, self._shares = run, timeout, overdue, shares
         self._keep_seconds, self._max_queued = keep_seconds, max_queued
         self._jobs = Kept(keep_seconds, keep)
         self._queue: deque[Live] = deque()
         self._ended: Counter[State] = Counter()
-        self._running: Live | None = None
+        self._running: list[Live] = []
         self._draining = False
         self._changed = threading.Condition(threading.RLock())
         self._journal = None if journal is None else Journal.open(journal)
         self.died, self.unreported = self._recover(work)
-        threading.Thread(target=self._thread, name="inference", daemon=True).start()
+        for _ in range(slots):
+            threading.Thread(target=self._thread, name="inference", daemon=True).start()
 
     # -------------------------------------------------------------- for callers, from any thread
 
@@ -213,7 +220,7 @@ class Lifecycle:
     def counts(self) -> Mapping[State, int]:
         """How many jobs wait, run, and have ended in each state since the worker began."""
         with self._changed:
-            now = {State.IN_QUEUE: len(self._queue), State.IN_PROGRESS: int(self._running is not None)}
+            now = {State.IN_QUEUE: len(self._queue), State.IN_PROGRESS: len(self._running)}
             return {state: now.get(state, self._ended[state]) for state in State}
 
     @property
@@ -222,8 +229,9 @@ class Lifecycle:
         return self._draining
 
     async def drain(self, grace: float) -> None:
-        """Take no new job, fail those that wait, and give the running one `grace` seconds to end; then it
-        is FAILED with code `worker_stopping`, and told to stop at its next check. Returns at once when idle.
+        """Take no new job, fail those that wait, and give those that run `grace` seconds to end; then they
+        are FAILED with code `worker_stopping`, and told to stop at their next check. Returns at once when
+        idle.
 
         On SIGTERM: `loop.add_signal_handler(SIGTERM, lambda: loop.create_task(lifecycle.drain(grace)))`.
         """
@@ -231,19 +239,19 @@ class Lifecycle:
             self._draining = True
             while self._queue:
                 self._end_with(self._queue.popleft(), stopping())
-            running = self._running
+            running = list(self._running)
             self._changed.notify_all()
-        if running is not None:
-            await running.ended(grace)
-            with self._changed:
-                self._end_with(running, running.stop or stopping())
+        await asyncio.gather(*(live.ended(grace) for live in running))
+        with self._changed:
+            for live in running:
+                self._end_with(live, live.stop or stopping())
 
     def close(self) -> None:
         """Let the next worker have the journal; what is done after this is not written down."""
         if self._journal:
             self._journal.close()
 
-    # -------------------------------------------------------------- the inference thread
+    # -------------------------------------------------------------- the inference threads
 
     def _thread(self) -> None:
         try:
@@ -256,11 +264,10 @@ class Lifecycle:
         """The thread is gone: no job may wait for it."""
         with self._changed:
             self.dead = self.refresh_wanted = self._draining = True
-            for live in (self._running, *self._queue):
-                if live is not None:
-                    self._end_with(live, died())
+            for live in (*self._running, *self._queue):
+                self._end_with(live, died())
             self._queue.clear()
-            self._running = None
+            self._running.clear()
 
     def _work(self) -> None:
         while (live := self._next()) is not None:
@@ -271,8 +278,9 @@ class Lifecycle:
                 outcome = self._outcome(live)
                 late.cancel()
                 with self._changed:
-                    self._running = None
-                    self.refresh_wanted |= outcome.out_of_memory
+                    if live in self._running:
+                        self._running.remove(live)
+                    self.refresh_wanted |= outcome.out_of_memory and self.slots == 1
                     self._end(live, outcome)
             del live, outcome  # nothing of a job is held while waiting for the next
 
@@ -282,7 +290,8 @@ class Lifecycle:
             self._changed.wait_for(lambda: self._queue or self._draining)
             if not self._queue:
                 return None
-            self._running = live = self._queue.popleft()
+            live = self._queue.popleft()
+            self._running.append(live)
             started = replace(live.record, state=State.IN_PROGRESS, started=time.time())
             self._write_down(started)
             live.move(started)

@@ -163,7 +163,7 @@ class Api:
 
     async def health(self) -> Response:
         """How many jobs there are, and what the worker does."""
-        return answered(health_answer(self._lifecycle.counts(), self._boot.state))
+        return answered(health_answer(self._lifecycle.counts(), self._boot.state, self._lifecycle.slots))
 
     async def ping(self) -> Response:
         """Whether the worker can take jobs, for load balancers; needs no key."""

@@ -92,7 +92,8 @@ class JobCounts(Answer):
 
 
 class WorkerCounts(Answer):
-    """The one worker that there is, by what it does. A worker that is idle or running is ready, too."""
+    """The workers, one for each job that can run at a time, by what they do. One that is idle or running is
+    ready, too."""
 
     idle: int
     initializing: int
@@ -133,10 +134,10 @@ def stream_answer(record: Record, pieces: tuple[Mapping[str, Any], ...]) -> Stre
     return StreamAnswer(status=record.state, stream=[Piece(output=dict(piece)) for piece in pieces])
 
 
-def health_answer(counts: Mapping[State, int], boot: str) -> HealthAnswer:
-    """`boot` is booting, ready or failed."""
-    ready = int(boot == "ready")
-    running = ready * counts[State.IN_PROGRESS]
+def health_answer(counts: Mapping[State, int], boot: str, slots: int = 1) -> HealthAnswer:
+    """`boot` is booting, ready or failed; `slots` are the jobs that can run at a time."""
+    ready = slots * (boot == "ready")
+    running = min(ready, counts[State.IN_PROGRESS])
     return HealthAnswer(
         jobs=JobCounts(
             completed=counts[State.COMPLETED],
@@ -147,10 +148,10 @@ def health_answer(counts: Mapping[State, int], boot: str) -> HealthAnswer:
         ),
         workers=WorkerCounts(
             idle=ready - running,
-            initializing=int(boot == "booting"),
+            initializing=slots * (boot == "booting"),
             ready=ready,
             running=running,
             throttled=0,
-            unhealthy=int(boot == "failed"),
+            unhealthy=slots * (boot == "failed"),
         ),
     )

@@ -112,7 +112,8 @@ def serve_on_platform(
     rp_scale.handle_job = worker.work
     rp_scale.JobScaler.handle_shutdown = lambda scaler, number, frame: stop.handle(number, frame)
     runpod.serverless.register_fitness_check(boot_is_last(boot, runpod.serverless.register_fitness_check))
-    runpod.serverless.start({"handler": None})  # nobody asks for it, see `Worker.work`
+    # Nobody asks for the handler, see `Worker.work`.
+    runpod.serverless.start({"handler": None, "concurrency_modifier": lambda current: lifecycle.slots})
 
 
 def give_up(boot: Boot) -> None:
