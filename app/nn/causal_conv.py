@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.nn.linear import _slow as slow_in
+
 LARGEST = 2**31 - 1  # elements of a convolution's input
+WIDENED = 2**22  # elements of an input that are widened to float32 at a time
 _onednn_is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
 
 
@@ -134,22 +137,41 @@ def convolve(
     """`conv3d`, by oneDNN wherever it can.
 
     On a CPU torch itself looks at the sizes of batch, channels, frames and height alone to decide whether an
-    input is worth oneDNN, and takes a path four times slower for small frames.
+    input is worth oneDNN, and takes a path four times slower for small frames. In 16 bits a CPU without
+    16-bit arithmetic is a hundred times slower: there few frames at a time are widened to float32.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and _onednn_is_available():
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
-    if x.numel() <= LARGEST:
-        return F.conv3d(x, weight, bias, stride, padding)
-    # Few frames at a time: kernels index with 32 bits, and what torch does beyond is many times slower.
+    kernel = weight, stride, padding
+    if x.device.type == "cpu" and slow_in(x.dtype):
+        wide = weight.float(), None if bias is None else bias.float()
+        return _in_parts(x, lambda part: convolve(part.float(), *wide, stride, padding), *kernel, WIDENED)
+    if x.numel() > LARGEST:
+        # Kernels index with 32 bits, and what torch does beyond is many times slower.
+        return _in_parts(x, lambda part: F.conv3d(part, weight, bias, stride, padding), *kernel, LARGEST)
+    return F.conv3d(x, weight, bias, stride, padding)
+
+
+def _in_parts(
+    x: Tensor,
+    way: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    most: int,
+) -> Tensor:
+    """A convolution, `way`, of few frames at a time: of as many as hold `most` elements, or of what one
+    frame of the result needs."""
     kernel, step = weight.shape[2], stride[0]
-    frames = (x.shape[2] - kernel) // step + 1
-    own = LARGEST // (x.numel() // x.shape[2])  # frames of the input that may pass at once
+    frames, height, width = (
+        (x.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis]) // stride[axis] + 1
+        for axis in range(3)
+    )
+    shape = len(x), len(weight), frames, height, width
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    own = most // (x.numel() // x.shape[2])  # frames of the input that may pass at once
     at_once = max(1, (own - kernel) // step + 1)
-    parts = [
-        F.conv3d(
-            x[:, :, begin * step : (min(begin + at_once, frames) - 1) * step + kernel],
-            weight, bias, stride, padding,
-        )
-        for begin in range(0, frames, at_once)
-    ]  # fmt: skip
-    return torch.cat(parts, dim=2)
+    for begin in range(0, frames, at_once):
+        end = min(begin + at_once, frames)
+        out[:, :, begin:end] = way(x[:, :, begin * step : (end - 1) * step + kernel])
+    return out

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.nn import causal_conv
 from app.nn.causal_conv import CausalConv3d, CausalState
 from tests.seeded import randn
 
@@ -70,3 +71,27 @@ def test_window_filled_by_the_caller():
     window = conv.window(x, *x.shape[2:])
     conv.own(window).copy_(x)
     torch.testing.assert_close(conv.over(window), plain(conv, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("most", [1, 5 * 2 * 10 * 12 * 4, 10**6])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_sixteen_bits_without_their_arithmetic(kind, most, dtype, monkeypatch):
+    """The exact convolution of what is stored, rounded once, however few frames are widened at a time."""
+    monkeypatch.setattr(causal_conv, "slow_in", lambda of: of != torch.float32)
+    monkeypatch.setattr(causal_conv, "WIDENED", most)
+    conv, x = make(kind, 2, 9)
+    conv, x = conv.to(dtype), x.to(dtype)
+    out = conv(x)
+    exact = plain(conv.double(), x.double())
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_input_beyond_32_bits_passes_in_parts(kind, monkeypatch):
+    conv, x = make(kind, 2, 9)
+    monkeypatch.setattr(causal_conv, "_onednn_is_available", lambda: False)
+    monkeypatch.setattr(causal_conv, "LARGEST", 2 * 5 * 9 * 11 * 4)  # four frames
+    torch.testing.assert_close(conv(x), plain(conv, x), rtol=0, atol=1e-5)
