@@ -17,6 +17,10 @@ QUICK = {  # script -> options, and what its tables must hold
     "loading": (["--quick"], ["seedpod", "torch.load mmap, copied", "load_file, assigned", "bfloat16"]),
     "boot": (["--quick"], ["check", "serve, until ready", "import torch, alone", "load nano-wan"]),
     "gpu": (["--device", "cpu", "--sizes", "tiny", "--only", "restore"], ["Matrix product", "nano 30p"]),
+    "growth": (
+        ["--quick", "--only", "restore"],
+        ["restore, memory (MB)", "attention within", "jobs at once"],
+    ),
     "models": (["--quick"], ["SeedVR2 DiT", "Wan VAE decode", "UMT5", "float32", "load "]),
     "staging": (["--quick"], ["cp then sha256sum", "staged, 16 readers", "cold"]),
     "text_encoder": (["--quick"], ["tokenizer", "ready", "ratio"]),

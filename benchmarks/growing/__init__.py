@@ -1,0 +1,1 @@
+"""What `benchmarks.growth` measures: jobs that grow, and a server whose queue does."""
