@@ -1,11 +1,13 @@
 """A file into a model on a card, beside a plain read to the host, and torch's and safetensors' own ways.
 
-The file lies in memory (/dev/shm) where there is one: it is the way to the card that is measured, no disk.
+The file lies in memory (/dev/shm) where it fits, and was read before: it is the way to the card that is
+measured, no disk.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +30,12 @@ HEAD = ("way", "GB/s", "time / read and copy", "host, peak / file")
 def rows(nbytes: int, bench: Bench) -> list[list[str]]:
     """Every way in turns, and each once more alone for the host's memory."""
     device = bench.spot.device
-    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=memory_with_room(nbytes)) as temporary:
         path = Path(temporary) / "weights.safetensors"
         width = min(WIDTH, int((nbytes / 2) ** 0.5))
         layers = max(1, nbytes // (2 * width * width))
-        save_file({f"{i}.weight": torch.randn(width, width).bfloat16() for i in range(layers)}, path)
+        weight = torch.randn(width, width).bfloat16()
+        save_file({f"{i}.weight": weight.clone() for i in range(layers)}, path)
         size = path.stat().st_size
         host = torch.empty(size, dtype=torch.uint8)
 
@@ -64,6 +66,12 @@ def rows(nbytes: int, bench: Bench) -> list[list[str]]:
         ]
         for name, took in taken.items()
     ]
+
+
+def memory_with_room(nbytes: int) -> str | None:
+    """/dev/shm where the file fits there (a container's may be small), else the system's temporary folder."""
+    shm = Path("/dev/shm")
+    return str(shm) if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 1.2 * nbytes else None
 
 
 def host_peak_of(way: Callable[[], object], device: torch.device) -> int:
