@@ -22,6 +22,7 @@ QUICK = {  # script -> options, and what its tables must hold
         ["restore, memory (MB)", "attention within", "jobs at once"],
     ),
     "models": (["--quick"], ["SeedVR2 DiT", "Wan VAE decode", "UMT5", "float32", "load "]),
+    "sharing": ([], ["largest share", "7B, 1080p, 31 latents", "load "]),
     "staging": (["--quick"], ["cp then sha256sum", "staged, 16 readers", "cold"]),
     "text_encoder": (["--quick"], ["tokenizer", "ready", "ratio"]),
 }

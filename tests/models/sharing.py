@@ -27,7 +27,7 @@ def made(config: DiTConfig, dtype: torch.dtype, run_tokens: int) -> DiT:
 
 
 def hold(member: Member, kind: str, dtype: torch.dtype, run_tokens: int) -> None:
-    parallel.hold(member, f"{kind} {dtype}", made(SMALL[kind], dtype, run_tokens))
+    parallel.hold(member, f"{kind} {dtype}", made(SMALL[kind], dtype, run_tokens).to(member.device))
 
 
 def meet(member: Member) -> None:

@@ -1,6 +1,7 @@
 """A job server that speaks the platform's calls, as runpod 1.12.0 makes them.
 
     GET  job-take/$ID                  long poll: 200 with a job, or 204
+    GET  job-take-batch/$ID            long poll: 200 with a list of jobs, or 204
     GET  job-stop/$ID                  long poll: the jobs to stop, or 204
     POST job-done/$RUNPOD_POD_ID/$ID   progress (status IN_PROGRESS), then the result
     POST job-stream/$RUNPOD_POD_ID/$ID a piece of a stream
@@ -177,15 +178,18 @@ class Platform:
         url = urlsplit(target)
         _, _, _, call, *names = url.path.split("/")
         query = parse_qs(url.query)
-        if call == "job-take":
+        if call in ("job-take", "job-take-batch"):
             self.polls += 1
             job = await self._poll(self._jobs, reader)
             self.polls -= 1
             if job is None:
                 return 204, None
-            self.taken.append(job["id"])
+            more = int(query["batch_size"][0]) - 1 if call == "job-take-batch" else 0
+            jobs = [job, *self._jobs[:more]]
+            del self._jobs[:more]
+            self.taken += [each["id"] for each in jobs]
             await asyncio.sleep(self.delay)
-            return 200, job
+            return 200, jobs if call == "job-take-batch" else job
         if call == "job-stop":
             stopped = await self._poll(self._stops, reader)
             return (200, {"jobsToStop": [stopped]}) if stopped else (204, None)

@@ -82,6 +82,18 @@ def test_jobs_of_every_kind(start: Any, platform: Platform) -> None:
     assert platform.keys == {KEY}
 
 
+def test_a_worker_with_several_cards_takes_as_many_jobs(start: Any, platform: Platform) -> None:
+    running = start(slots=2)
+    jobs = [platform.put({"task": "fake", "steps": 60, "seconds": 0.05}) for _ in range(3)]
+    platform.until(lambda: len([job for job in jobs if platform.reports.get(job)]) == 2)  # they tell progress
+    platform.until(lambda: all(platform.finals(job) for job in jobs), 30)
+    assert [platform.final(job) for job in jobs] == [{"output": {"done": job}} for job in jobs]
+    both = [platform.put({"task": "fake", "steps": 40, "seconds": 0.05}) for _ in range(2)]
+    platform.until(lambda: all(platform.reports.get(job) for job in both))
+    running.terminate()
+    assert [platform.final(job, 20) for job in both] == [{"output": {"done": job}} for job in both]
+
+
 def test_progress_is_in_order_and_never_after_the_result(start: Any, platform: Platform) -> None:
     start()
     platform.slow = 0.1  # each report takes longer than a step

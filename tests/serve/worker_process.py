@@ -91,7 +91,8 @@ def work(options: Mapping[str, Any]) -> None:
     logs.setup("auto", sys.stderr, hosted=True)  # before the SDK is imported, which else sets up its own
     boot = FakeBoot(options.get("boot", 0.0), options.get("reason"))
     journal = Path(options["journal"]) if "journal" in options else None
-    lifecycle = Lifecycle(fake_run, timeout=60, keep_seconds=60, journal=journal)
+    slots = options.get("slots", 1)
+    lifecycle = Lifecycle(fake_run, timeout=60, keep_seconds=60, journal=journal, slots=slots)
     serve_on_platform(
         lifecycle,
         boot,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.models.seedvr2.dit import DiT, Plan, TextMean
 from app.models.seedvr2.windows import Partition, Run
-from app.nn.exchange import Exchange, broadcast, exchange, shares
+from app.nn.exchange import Exchange, Spread, broadcast, exchange, shares
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,10 +87,8 @@ def share(plan: Plan, key: tuple[int, ...], inner_dim: int, rank: int, count: in
     everywhere = [torch.arange(plan.size[0] * plan.size[1] * plan.size[2])] * count
     shared, spreads = {}, {}
     for windows in {id(each): each for each in plan.partitions}.values():
-        cuts = shares([run[-1].stop - run[0].start for run in windows.runs], count)
-        shared[id(windows)] = _share(windows, cuts, rank)
-        order = windows.order.cpu()
-        spreads[id(windows)] = [order[slice(*_tokens(windows, cut))] for cut in cuts]
+        shared[id(windows)] = _share(windows, _cuts(windows, count), rank)
+        spreads[id(windows)] = spread(windows, count)
     known: dict[tuple[int, int], Exchange] = {}
     exchanges: list[Exchange | None] = [None]
     route = [*(id(each) for each in plan.partitions), 0]
@@ -105,6 +103,17 @@ def share(plan: Plan, key: tuple[int, ...], inner_dim: int, rank: int, count: in
         key=key, exchanges=tuple(exchanges),
         no_text=torch.empty(0, plan.text_length, inner_dim, device=device),
     )  # fmt: skip
+
+
+def spread(windows: Partition, count: int) -> Spread:
+    """The tokens of each of `count` ranks, in raster numbers."""
+    order = windows.order.cpu()
+    return [order[slice(*_tokens(windows, cut))] for cut in _cuts(windows, count)]
+
+
+def _cuts(windows: Partition, count: int) -> list[range]:
+    """The runs of each rank."""
+    return shares([run[-1].stop - run[0].start for run in windows.runs], count)
 
 
 def _share(windows: Partition, cuts: Sequence[range], rank: int) -> _Share:
