@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from app.models.seedvr2.config import TIME_SINUSOIDS, DiTConfig, branches
 from app.models.seedvr2.rope import frequencies, rotate, text_rotations, video_rotations
 from app.models.seedvr2.windows import Partition, Run, Size, partition, transitions
+from app.nn.linear import Linear
+from app.nn.transfer import to_device
 
 Heads = tuple[Tensor, Tensor, Tensor]  # q, k, v
 
@@ -145,9 +147,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.proj_in_gate = nn.Linear(dim, hidden, bias=False)
-        self.proj_out = nn.Linear(hidden, dim, bias=False)
-        self.proj_in = nn.Linear(dim, hidden, bias=False)
+        self.proj_in_gate = Linear(dim, hidden, bias=False)
+        self.proj_out = Linear(hidden, dim, bias=False)
+        self.proj_in = Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = F.silu(self.proj_in_gate(x), inplace=True).mul_(self.proj_in(x))
@@ -160,8 +162,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(dim, hidden)
-        self.proj_out = nn.Linear(hidden, dim)
+        self.proj_in = Linear(dim, hidden)
+        self.proj_out = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
@@ -173,9 +175,9 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(TIME_SINUSOIDS, dim)
-        self.proj_hid = nn.Linear(dim, dim)
-        self.proj_out = nn.Linear(dim, 6 * dim)
+        self.proj_in = Linear(TIME_SINUSOIDS, dim)
+        self.proj_hid = Linear(dim, dim)
+        self.proj_out = Linear(dim, 6 * dim)
 
     def forward(self, timestep: float) -> Tensor:
         """Returns (2, 3, D): for each slot (attention, MLP) its shift, scale and gate."""
@@ -183,7 +185,7 @@ class TimeEmbedding(nn.Module):
         half = TIME_SINUSOIDS // 2
         rates = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32))
         angles = timestep * rates
-        x = torch.cat([angles.sin(), angles.cos()]).to(weight)
+        x = to_device(torch.cat([angles.sin(), angles.cos()]), weight.device).to(weight.dtype)
         x = F.silu(self.proj_in(x))
         x = F.silu(self.proj_hid(x))
         # The original lays the six vectors out as (D, slot, part).
@@ -200,8 +202,8 @@ class Attention(nn.Module):
         dim, inner = config.dim, config.inner_dim
         self.config = config
         self.text_leaves = layer < config.layers - 1  # nothing reads the text after the last layer
-        self.proj_qkv = Branches(lambda: nn.Linear(dim, 3 * inner, bias=config.qk_bias), names)
-        self.proj_out = Branches(lambda: nn.Linear(inner, dim), names)
+        self.proj_qkv = Branches(lambda: Linear(dim, 3 * inner, bias=config.qk_bias), names)
+        self.proj_out = Branches(lambda: Linear(inner, dim), names)
         self.norm_q = Branches(lambda: Scale(config.head_dim), names)
         self.norm_k = Branches(lambda: Scale(config.head_dim), names)
         self.rope = Frequencies(config)
@@ -317,7 +319,7 @@ class Projection(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out)
+        self.proj = Linear(dim_in, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.proj(x)
@@ -332,7 +334,7 @@ class DiT(nn.Module):
         self.config = config
         patch, dim = config.patch_volume, config.dim
         self.vid_in = Projection(config.in_channels * patch, dim)
-        self.txt_in = nn.Linear(config.text_dim, dim) if config.text_dim != dim else nn.Identity()
+        self.txt_in = Linear(config.text_dim, dim) if config.text_dim != dim else nn.Identity()
         self.emb_in = TimeEmbedding(dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         if config.output_norm:
