@@ -44,7 +44,7 @@ VALUES: dict[str, Value] = {
 PARTS: dict[str, Value] = {
     "attention within a frame": lambda point: point.frame_attention,
     "attention of transformers": lambda point: point.attention,
-    "all but attention": lambda point: point.seconds - point.frame_attention - point.attention,
+    "all but attention": lambda point: point.core - point.frame_attention - point.attention,
 }
 
 
@@ -123,12 +123,12 @@ def parts_table(taken: dict[str, list[list[Point]]]) -> None:
     rows = []
     for task, rounds in taken.items():
         for what, value in PARTS.items():
-            last = [value(points[-1]) / points[-1].seconds for points in rounds]
+            last = [value(points[-1]) / points[-1].core for points in rounds]
             if max(last) > 0:
                 rows.append(
                     [f"{task}, {what}", spread([100 * share for share in last]), *exponents(rounds, value)]
                 )
-    show("Of it attention", ["of", "% of the time at last", "exponent", "of the last step"], rows)
+    show("Of it attention", ["of", "% of core seconds at last", "exponent", "of the last step"], rows)
 
 
 def exponents(rounds: Sequence[Sequence[Point]], value: Value) -> tuple[str, str]:

@@ -61,7 +61,7 @@ Job = Callable[[Path, int, int, int], object]  # output, frames, height, width
 @dataclass(frozen=True)
 class Point:
     """`x`: frames, or pixels of a frame, or jobs. `core`: seconds of processors, ffmpeg's among them.
-    `frame_attention`, `attention`: seconds of one head's and of several heads'. `memory`: bytes."""
+    `frame_attention`, `attention`: core seconds of one head's and of several heads'. `memory`: bytes."""
 
     x: int
     seconds: float
@@ -106,13 +106,13 @@ def measured(job: Job, folder: Path, axis: str, frames: int, height: int, width:
 
 @contextmanager
 def attention() -> Iterator[dict[str, float]]:
-    """Seconds spent in attention, of one head and of several."""
+    """Core seconds spent in attention, of one head and of several."""
     spent, plain = {"one": 0.0, "several": 0.0}, F.scaled_dot_product_attention
 
     def timed(q: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        begin = time.perf_counter()
+        begin = time.process_time()
         out = plain(q, *rest, **named)
-        spent["one" if q.shape[-3] == 1 else "several"] += time.perf_counter() - begin
+        spent["one" if q.shape[-3] == 1 else "several"] += time.process_time() - begin
         return out
 
     with mock.patch.object(F, "scaled_dot_product_attention", timed):

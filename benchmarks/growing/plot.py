@@ -23,13 +23,13 @@ def draw(path: Path, axis: str, rounds: Mapping[str, Sequence[Sequence[Point]]])
     time, memory = figure.subplots(1, 2)
     for task, taken in rounds.items():
         x = [point.x for point in taken[0]]
-        line(time, x, taken, "seconds", label=task, color=COLORS[task], marker="o")
+        line(time, x, taken, "core", label=task, color=COLORS[task], marker="o")
         if axis == "area":
             within = [[p.frame_attention + p.attention for p in points] for points in taken]
             middle = [median(column) for column in zip(*within, strict=True)]
             time.plot(x, middle, "--", label=f"{task}, its attention", color=COLORS[task])
         line(memory, x, taken, "memory", label=task, color=COLORS[task], marker="o")
-    for panel, title in ((time, "seconds"), (memory, "bytes at peak")):
+    for panel, title in ((time, "core seconds"), (memory, "bytes at peak")):
         panel.set(xscale="log", yscale="log", xlabel=LABELS[axis], title=title)
         panel.grid(alpha=0.3, which="both")
     time.legend(fontsize="small")
