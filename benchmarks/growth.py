@@ -74,7 +74,12 @@ def main() -> None:
             if axis == "area":
                 parts_table(taken)
             if options.plots:
-                plot.draw(options.plots / f"growth-{axis}.svg", axis, taken)
+                picture = options.plots / f"growth-{axis}.svg"
+                plot.draw(picture, axis, taken)
+                print(
+                    f"\n![Growth with {plot.LABELS[axis]}]({os.path.relpath(picture, ROOT / 'docs')})",
+                    flush=True,
+                )
             kept[axis] = {task: [[*map(asdict, each)] for each in found] for task, found in taken.items()}
     if options.json:
         options.json.write_text(json.dumps(kept, indent=1))
