@@ -135,7 +135,7 @@ def wan_clip(size: Size, dtype: torch.dtype, device: str, real: bool) -> Case:
     frames, height, width = size.latents
     latents = draw(dtype, device, 1, 16, frames, height, width)
     text = draw(dtype, device, 1, TEXT, config.text_dim)
-    times, time = torch.full((1, frames), 500.0), torch.tensor([500], device=device)
+    times, time = torch.full((1, 1), 500.0), torch.tensor([500], device=device)
     plan = ours.plan(frames, height, width)
     return Case(
         str(size), lambda: ours(latents, times, ours.cross(text), plan), lambda: peer(latents, time, text)
@@ -155,12 +155,12 @@ def wan_block(size: Size, dtype: torch.dtype, device: str, real: bool) -> Case:
             part.normal_()
     cache.take(WINDOW - BLOCK)
     latents = draw(dtype, device, 1, 16, WINDOW, height, width)
-    block, times = latents[:, :, -BLOCK:], torch.full((1, WINDOW), 500.0)
+    block, times = latents[:, :, -BLOCK:], model.times(torch.full((1, 1), 500.0))  # once a schedule
     plan = model.plan(BLOCK, height, width, start=WINDOW - BLOCK, cache=cache)
     whole = model.plan(WINDOW, height, width)
     return Case(
         f"{BLOCK} of {WINDOW} latents, {size.height}x{size.width}",
-        lambda: model(block, times[:, :BLOCK], cross, plan, cache),
+        lambda: model(block, times, cross, plan, cache),
         lambda: model(latents, times, cross, whole),
     )
 

@@ -8,7 +8,6 @@ in a core's cache, and the model keeps its size. Sums are float32 either way, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +39,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-@cache
 def _slow(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of this type slowly: whether oneDNN leaves them to others."""
     if dtype not in (torch.bfloat16, torch.float16):

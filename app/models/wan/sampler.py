@@ -25,7 +25,7 @@ from app.models.wan.cache import CrossCache, KVCache
 from app.models.wan.config import LATENT_CHANNELS
 from app.models.wan.layout import Conditions, Layout, check
 from app.models.wan.schedule import FlowMatch, Noise
-from app.models.wan.transformer import Plan, Transformer
+from app.models.wan.transformer import Plan, Times, Transformer
 from app.models.wan.unipc import Flow
 
 OnStep = Callable[[], None]
@@ -149,6 +149,7 @@ class _Run:
         if conditions.guidance != 1 and conditions.negative is not None:
             embeddings.append(conditions.negative)
         self.branches = [_Branch(self._cross(text), self._cache(capacity)) for text in embeddings]
+        self.known: dict[float, Times] = {}
 
     def inputs(self, start: int, frames: int) -> _Inputs:
         y, pose = self.conditions.y, self.conditions.pose
@@ -163,7 +164,9 @@ class _Run:
         return [self.model.plan(*size, start=start, cache=branch.cache) for branch in self.branches]
 
     def flows(self, x: Tensor, timestep: float, plans: list[Plan], inputs: _Inputs) -> list[Tensor]:
-        times = torch.full((x.shape[0], x.shape[2]), timestep)
+        if timestep not in self.known:
+            self.known[timestep] = self.model.times(torch.full((self.batch, 1), timestep))
+        times = self.known[timestep]
         return [
             self.model(x, times, branch.cross, plan, branch.cache, y=inputs.y, pose=inputs.pose)
             for branch, plan in zip(self.branches, plans, strict=True)

@@ -99,7 +99,8 @@ class Positions(nn.Module):
         line = self.embedding(buckets).T.contiguous()  # (heads, 2 tokens - 1)
         # A row of the bias is a stretch of the line: of the last query from its beginning.
         rows = line.unfold(1, unseen.shape[-1], 1).expand(len(unseen), -1, -1, -1)
-        return rows.flip(2).add_(unseen)
+        bias: Tensor = rows.flip(2).add_(unseen)
+        return bias
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from app.boot.checkpoint import load
 from app.boot.tensorfile import read_index, rename_tensors
+from app.models.wan import transformer
 from app.models.wan.config import (
     POSE_DIM,
     SECTIONS,
@@ -14,10 +15,11 @@ from app.models.wan.config import (
     current_name,
     recognise,
 )
+from app.models.wan.layers import RMSNorm
 from app.models.wan.pose import PoseEmbedder
 from app.models.wan.pose_config import pose_name
 from app.models.wan.rope import axes, rotate, table
-from app.models.wan.transformer import RMSNorm, Transformer, sinusoids
+from app.models.wan.transformer import Transformer, sinusoids
 from tests import seeded
 from tests.golden import draw
 from tests.models.wan.small import IMAGE, SIZE, SMALL, latents, model, plain, pose, prompt, turn
@@ -94,6 +96,43 @@ def test_a_pass_equals_the_equations_with_a_timestep_for_each_frame() -> None:
     )
     expected = plain(ours, x, times, prompt(), everything(4), pose(4))
     assert ((flow - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("config", [SMALL, IMAGE], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("at_once", [1, 4, 7])
+@torch.inference_mode()
+def test_tokens_in_pieces_equal_all_at_once(config, at_once, monkeypatch) -> None:
+    """With frames at timesteps of their own or at one, two clips at a time, and places that wrap around."""
+    ours = model(config)
+    x, y = (seeded.randn(f"pieces/{channels}", 2, channels, 6, *SIZE) for channels in (16, 20))
+    text, seen = seeded.randn("pieces/text", 2, 5, 16), seeded.randn("pieces/image", 2, 257, 20)
+    cross = ours.cross(text, seen if config.image else None)
+    made = []
+    for elements in (2**20, at_once * config.dim):
+        monkeypatch.setattr(transformer, "_BLOCK", elements)
+        cache = ours.cache(*SIZE, 5, sink=1, batch=2)
+        flows = []
+        for block, times in enumerate(([[900.0, 40.0], [500.0, 500.0]], [[700.0]] * 2, [[9.0]] * 2)):
+            part = slice(2 * block, 2 * block + 2)
+            plan, given = ours.plan(2, *SIZE, start=part.start, cache=cache), y[:, :, part]
+            flow = ours(
+                x[:, :, part], torch.tensor(times), cross, plan, cache, y=given if config.image else None
+            )
+            flows.append(flow)
+        whole = ours(x, torch.full((2, 1), 300.0), cross, ours.plan(6, *SIZE), y=y if config.image else None)
+        made.append([*flows, whole])
+    for pieced, whole in zip(*made, strict=True):
+        torch.testing.assert_close(pieced, whole, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_times_once_equal_times_each_pass_and_one_for_all_equals_one_a_frame() -> None:
+    ours, x = model(), latents("x", 3)
+    cross, plan = ours.cross(prompt()), ours.plan(3, *SIZE)
+    each, one = torch.full((1, 3), 437.5), torch.full((1, 1), 437.5)
+    flow = ours(x, each, cross, plan)
+    assert torch.equal(flow, ours(x, ours.times(each), cross, plan))
+    torch.testing.assert_close(flow, ours(x, ours.times(one), cross, plan), rtol=1e-4, atol=1e-5)
 
 
 def test_the_timesteps_and_the_pose_of_a_frame_matter() -> None:
