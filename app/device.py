@@ -1,13 +1,17 @@
-"""Which device and number types models run on."""
+"""Which device and number types models run on, and how much memory a device has free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import torch
 
+from app.boot.places import memory_limits
 from app.errors import UnavailableError
 
+UNKNOWN: Final = 4 * 10**9  # taken to be free where the kernel does not tell, as on macOS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,3 +64,14 @@ def _auto(metal: bool) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if metal and torch.backends.mps.is_available() else "cpu"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of `device` that can be taken now, what torch keeps for itself included."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    limits = memory_limits(Path("/proc"), Path("/sys/fs/cgroup"))
+    return min((limit.free for limit in limits), default=UNKNOWN)

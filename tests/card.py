@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -30,6 +30,8 @@ class Placed(Tensor):
 
     place: torch.device
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def record_stream(self, stream: object) -> None: ...
 
 
 def on_card(x: object) -> bool:
@@ -176,6 +178,8 @@ class _Threads(ThreadPoolExecutor):
 class _Stream:
     def synchronize(self) -> None: ...
 
+    def wait_stream(self, other: _Stream) -> None: ...
+
 
 @contextmanager
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -186,6 +190,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "current_stream": lambda device=None: _Stream(),
+        "Stream": lambda device=None: _Stream(),
+        "stream": nullcontext,
         "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
         "memory_reserved": lambda device=None: 0,
         "memory_allocated": lambda device=None: 0,

@@ -21,6 +21,7 @@ QUICK = {  # script -> options, and what its tables must hold
         ["--quick", "--only", "restore"],
         ["restore, memory (MB)", "attention within", "jobs at once"],
     ),
+    "memory": (["--quick"], ["predicted, MB", "nano, an image", "3b 720p, longer", "24 GiB"]),
     "models": (["--quick"], ["SeedVR2 DiT", "Wan VAE decode", "UMT5", "float32", "load "]),
     "sharing": ([], ["largest share", "7B, 1080p, 31 latents", "load "]),
     "staging": (["--quick"], ["cp then sha256sum", "staged, 16 readers", "cold"]),

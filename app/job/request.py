@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import groupby, islice, pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import UsageError
 from app.spelling import JSON
@@ -66,6 +66,13 @@ class RestoreRequest(BaseModel):
         description="Latents (of four frames each) that the transformer sees at once. Longer windows hold "
         "together better and take more memory.",
     )
+    tile: int | None = Field(
+        default=None,
+        ge=0,
+        le=8192,
+        description="Pixels of the side of a tile that the autoencoder takes at once, 256 or more; 0: whole "
+        "frames. Unset: whole frames where memory allows, else the largest tiles that fit.",
+    )
     fit: Literal["pad", "crop"] = Field(
         default="pad",
         description="How sides are made multiples of 16: pad keeps the whole picture, crop cuts the edges "
@@ -95,6 +102,13 @@ class RestoreRequest(BaseModel):
         description="Constant rate factor of h264, h264_10 and hevc10; lower is better and larger. Unset: a "
         "visually lossless one.",
     )
+
+    @field_validator("tile")
+    @classmethod
+    def _tile(cls, value: int | None) -> int | None:
+        if value is not None and 0 < value < 256:
+            raise ValueError("a tile has 256 pixels or more, or 0 stands for whole frames")
+        return value
 
     @model_validator(mode="after")
     def _one_size(self) -> RestoreRequest:

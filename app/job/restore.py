@@ -6,9 +6,9 @@ Knows of clips and pipelines; nothing of servers, downloads or manifests.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,12 @@ import torch
 from app.errors import InputError, UsageError
 from app.job.request import Part, RestoreRequest
 from app.job.result import Limits, Result, told_out_of_memory
-from app.models.seedvr2.restore import RestoreOptions, Restorer
-from app.models.seedvr2.segment import Segment, Span, segment, segments
+from app.models.seedvr2 import fitting
+from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.fitting import Fit, fit
+from app.models.seedvr2.memory import Choice, Task
+from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
+from app.models.seedvr2.segment import Segment, segments
 from app.progress import Progress
 from app.timing import Stopwatch
 from app.video.frames import MULTIPLE, target_size
@@ -41,10 +45,12 @@ Writer = VideoWriter | ImageWriter
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreResult(Result):
-    """What restoring made; `sound` says whether the source's was carried over."""
+    """What restoring made; `sound` says whether the source's was carried over, `memory` which way through the
+    model was taken for the memory there was."""
 
     shots: int
     sound: bool
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,13 @@ def run_restore(
     clock = Stopwatch()
     notes = list(job.info.notes)
     with clock("find cuts"):
-        pieces = _segments(job, restorer, progress, notes.append, on_step)
+        edges = _edges(job, progress, notes.append, on_step)
+    progress.start("memory", None, "B")
+    found = _fit(job, restorer, edges)
+    progress.finish(str(found))
+    job = _done_as(job, found.choice)
+    notes += _given_up(job, found.choice)
+    pieces = _segments(job, restorer, edges)
     count = sum(len(piece.made) for piece in pieces)
     if count > job.most_frames:
         raise InputError(
@@ -162,6 +174,7 @@ def run_restore(
         shots=len(pieces),
         rate=str(job.rate),
         sound=job.info.has_audio and job.request.codec != "png" and job.part is None,
+        memory=str(found),
         seed=job.request.seed,
         bytes=sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])),
         seconds={step: round(seconds, 3) for step, seconds in clock.seconds.items()},
@@ -216,19 +229,75 @@ def output_size(options: RestoreOptions) -> tuple[int, int]:
     return options.height, options.width
 
 
-def _segments(
-    job: RestoreJob,
-    restorer: Restorer,
-    progress: Progress,
-    warn: Callable[[str], None],
-    on_step: Callable[[], None],
-) -> list[Segment]:
-    """What to restore of each shot: all of it, or what the job's part says."""
-    window, config = job.options.window, restorer.vae.config
+def _edges(
+    job: RestoreJob, progress: Progress, warn: Callable[[str], None], on_step: Callable[[], None]
+) -> Sequence[int]:
+    """The frames that shots begin with, and last where the last one ends: what the job's part says, or what
+    the clip shows."""
     if job.part is not None:
-        return segments(job.part.start, job.part.stop, job.part.edges, window, config)
-    lengths = [len(shot) for shot in _shots(job, progress, warn, on_step)]
-    return [segment(length, Span(0, length), window, config) for length in lengths]
+        return job.part.edges
+    shots = _shots(job, progress, warn, on_step)
+    return [shots[0].start, *(shot.stop for shot in shots)]
+
+
+def _segments(job: RestoreJob, restorer: Restorer, edges: Sequence[int]) -> list[Segment]:
+    """What to restore of each shot: all of it, or what the job's part says."""
+    start, stop = (edges[0], edges[-1]) if job.part is None else (job.part.start, job.part.stop)
+    return segments(start, stop, edges, job.options.window, restorer.vae.config)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def _fit(job: RestoreJob, restorer: Restorer, edges: Sequence[int]) -> Fit:
+    """The way through the model that fits the memory which is free now.
+
+    Raises:
+        UnavailableError: `memory_short`.
+    """
+    options, info, config = job.options, job.info, restorer.vae.config
+    longest = max(len(piece.encoded) for piece in _segments(job, restorer, edges))
+    height, width = output_size(options)
+    kept = min(info.height * info.width * 3 * (2 if info.bit_depth > 8 else 1), height * width * 3 * 4)
+    task = Task(
+        latents=longest,
+        frame=latent_size(options, config),
+        source=0 if options.color == "none" else kept,
+        steps=options.steps,
+        guided=options.guidance != 1.0,
+        noised=options.condition_noise > 0,
+        color=options.color,
+    )
+    asked = job.request.tile
+    wanted = fitting.Limits(
+        window=options.window,
+        tile=None if asked is None else asked // config.spatial_factor,
+        shorten=job.part is None,  # windows must be those of the other parts
+        stream=isinstance(restorer.dit, DiT),
+    )
+    return fit(restorer.estimate, task, restorer.room(), wanted, f"A result of {width}x{height}")
+
+
+def _done_as(job: RestoreJob, choice: Choice) -> RestoreJob:
+    options = replace(job.options, window=choice.window, tile=choice.tile, stream=choice.stream)
+    return replace(job, options=options)
+
+
+def _given_up(job: RestoreJob, choice: Choice) -> list[str]:
+    """What memory changed of the result, in sentences."""
+    notes = []
+    if choice.tile is not None and job.request.tile is None:
+        notes.append(
+            f"Memory was short for whole frames: the autoencoder took tiles, as with tile "
+            f"{choice.tile * 8} on any machine."
+        )
+    if choice.window < job.request.window:
+        asked, got = job.request.window, choice.window
+        notes.append(f"Memory was short for windows of {asked} latents: this was made with {got}.")
+    return notes
+
+
+# ------------------------------------------------------------------ frames
 
 
 def _shots(

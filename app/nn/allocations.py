@@ -63,7 +63,8 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
 class Stand(TorchFunctionMode):
     """While it is on, the meta device stands for one of another type: code that asks takes the ways that it
-    takes there, and attention is a fused kernel, without the matrix of all pairs."""
+    takes there, and attention and norms are kernels of their own, as they are there, not what torch makes of
+    them on meta: a matrix of all pairs, and many small operations."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -72,12 +73,19 @@ class Stand(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
+        if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+            return func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
             q, _, v = args[:3]
             return q.new_empty(*q.shape[:-1], v.shape[-1])
-        if func is F.rms_norm and args[0].is_meta:
+        if func is F.rms_norm:
             return torch.empty_like(args[0])
-        if getattr(func, "__self__", None) is Tensor.is_cuda and args[0].is_meta:
+        if func is F.group_norm:
+            copied = args[0].new_empty(
+                args[0].shape if self.device == "cuda" else 0
+            )  # with channels outermost
+            return copied.new_empty(args[0].shape)
+        if getattr(func, "__self__", None) is Tensor.is_cuda:
             return self.device == "cuda"
         return func(*args, **(kwargs or {}))
 

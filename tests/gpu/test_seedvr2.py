@@ -12,7 +12,9 @@ from torch import nn
 from app.device import place
 from app.models.seedvr2.config import config_3b
 from app.models.seedvr2.dit import DiT
-from app.models.seedvr2.restore import RestoreOptions, Restorer
+from app.models.seedvr2.fitting import KERNELS, SLACK
+from app.models.seedvr2.memory import PROMPT, Choice, Task
+from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
 from tests import seeded
@@ -91,3 +93,40 @@ def test_the_real_3b_restores_a_window(height: int, width: int, capsys: pytest.C
     with capsys.disabled():
         print(f"\n{torch.cuda.get_device_name()}: 9 frames of {width}x{height} in {seconds:.1f} s, the first "
               f"time; peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_the_card_takes_what_was_predicted(tile: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The VAE as published, a small transformer: the peak of two windows at 640x384."""
+    config = config_3b(dim=512, heads=4, layers=4, separate=2, text_dim=256)
+    spot = place("cuda", "auto")
+    with torch.device(spot.device):
+        dit, vae = DiT(config).to(spot.dtype), VideoVAE(VAEConfig.published()).to(spot.conv_dtype)
+    randomise(dit)
+    randomise(vae)
+    prompt = seeded.randn("gpu/small", PROMPT, 256).to(spot.device, spot.dtype)
+    model = Restorer(dit.eval(), vae.eval(), prompt, prompt)
+    options = RestoreOptions(height=384, width=640, window=6, color="wavelet", tile=tile)
+    task = Task(10, latent_size(options, vae.config), color="wavelet")
+    need = model.estimate.need(task, Choice(6, tile))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        for _ in model.restore_shot(iter(moving(37, 96, 160)), 37, options):
+            pass
+    peak = torch.cuda.max_memory_allocated()
+    with capsys.disabled():
+        print(f"\npredicted {need.device / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB")
+    assert peak < need.device * SLACK + KERNELS
+    assert peak > 0.7 * need.device
+
+
+def test_blocks_from_the_host_give_the_same_bits() -> None:
+    options = RestoreOptions(height=48, width=64, window=6, color="none")
+    model = on_card("bfloat16")
+    with torch.inference_mode():
+        here, there, again = (
+            torch.cat(list(model.restore_shot(iter(moving(30)), 30, replace(options, stream=stream))))
+            for stream in (False, True, True)
+        )
+    assert torch.equal(here, there) and torch.equal(here, again)

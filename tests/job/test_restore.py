@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,11 +17,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
-from app.errors import InputError, JobStopped, SeedpodError, UsageError
+from app.errors import InputError, JobStopped, SeedpodError, UnavailableError, UsageError
 from app.job.request import Part, RestoreRequest
 from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
+from app.models.seedvr2.fitting import SLACK, Room
+from app.models.seedvr2.memory import Choice, Task
+from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
+from app.models.seedvr2.vae_config import VAEConfig
 from app.progress import Silent
 from app.video.probe import probe
 from app.video.read import read_frames
@@ -299,3 +305,65 @@ def _copy(model: torch.nn.Module) -> torch.nn.Module:
     import copy
 
     return copy.deepcopy(model)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def leave(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a model and its work so many bytes."""
+    monkeypatch.setattr(Restorer, "room", lambda self: Room(free, free, apart=False))
+
+
+def test_the_way_through_the_model_is_told(short_clip: Path, tmp_path: Path) -> None:
+    result = restore(short_clip, tmp_path / "out.mp4")
+    assert result.memory.startswith("windows of 31 latents, whole frames: up to ")
+    assert not any("Memory" in note for note in result.notes)
+
+
+def test_tiles_as_asked_and_as_memory_asks_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x64:rate=10", "-frames:v", "2", tmp_path / "in.mkv")
+    fields = {"scale": 3, "codec": "lossless", "color": "none"}
+    estimate, frame = restorer().estimate, latent_size(RestoreOptions(192, 480), VAEConfig())
+    needs = [estimate.need(Task(2, frame, color="none"), Choice(31, tile)) for tile in (32, None)]
+    least, whole = (need.device + need.host for need in needs)
+    assert least < 0.9 * whole
+    leave(int(SLACK * (least + whole) / 2), monkeypatch)
+    cramped = restore(tmp_path / "in.mkv", tmp_path / "cramped.mkv", **fields)
+    (tile,) = re.findall(r"tiles of (\d+) pixels", cramped.memory)
+    assert any(f"with tile {tile} on any machine" in note for note in cramped.notes)
+    monkeypatch.undo()
+    asked = restore(tmp_path / "in.mkv", tmp_path / "asked.mkv", tile=int(tile), **fields)
+    assert f"tiles of {tile} pixels" in asked.memory and not asked.notes
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(frames_of(tmp_path / "asked.mkv"), frames_of(tmp_path / "cramped.mkv"), strict=True)
+    )
+
+
+def test_what_cannot_fit_is_refused_before_it_is_begun(
+    short_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(1000, monkeypatch)
+    with pytest.raises(UnavailableError) as caught:
+        restore(short_clip, tmp_path / "out.mp4")
+    assert caught.value.code == "memory_short"
+    assert "A result of 48x32 takes up to" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_keeps_its_windows_or_is_refused(
+    two_shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(1000, monkeypatch)
+    with pytest.raises(UnavailableError, match="or a shorter window"):
+        restore(two_shots / "rest.mkv", tmp_path / "part.mkv", part=Part(**PART), height=16)
+
+
+def test_a_tile_is_large_enough_or_none() -> None:
+    for value in (0, 256, None):
+        assert RestoreRequest(tile=value).tile == value
+    with pytest.raises(ValidationError, match="256 pixels or more"):
+        RestoreRequest(tile=64)

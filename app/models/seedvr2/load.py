@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,15 +13,20 @@ from torch import Tensor
 from app.boot.checkpoint import give_back, load, load_tensor
 from app.boot.manifest import Format
 from app.boot.tensorfile import read_index, rename_tensors
-from app.device import Placement
+from app.device import Placement, free_bytes
+from app.models.seedvr2.config import DiTConfig, dit_tensors
 from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.offload import place_blocks
 from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
 from app.models.seedvr2.restore import Restorer
+from app.models.seedvr2.tiles import HOST
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import current_name
 from app.models.source import Loading, Source
 from app.progress import Progress, Silent
+
+LEAST: Final = 2 * 10**9  # bytes that the VAE and the smallest work take beside a transformer
 
 
 def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loading) -> Restorer:
@@ -32,11 +39,14 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
     placement, readers, progress = loading.placement, loading.readers, loading.progress
     dit_file, vae_file = files["dit"], files["vae"]
     how = dit_file.format, variant, placement.dtype, readers
-    dit = (
-        load_dit(dit_file.path, placement.device, *how, progress)
-        if loading.ranks is None
-        else SharedDiT.load(load_dit, loading.ranks, dit_file.path, *how)
-    )
+    dit: DiT | SharedDiT
+    if loading.ranks is not None:
+        dit = SharedDiT.load(load_dit, loading.ranks, dit_file.path, *how)
+    elif _fits(dit_config(variant, read_index(dit_file.path, dit_file.format)), placement):
+        dit = load_dit(dit_file.path, placement.device, *how, progress)
+    else:
+        dit = load_dit(dit_file.path, HOST, *how, progress)
+        place_blocks(dit, placement.device, stream=True)
     give_back()
     vae_index = rename_tensors(read_index(vae_file.path, vae_file.format), current_name)
     vae_shape = vae_config(variant, vae_index)
@@ -72,6 +82,14 @@ def load_dit(
         readers=readers, progress=progress or Silent(),
     )  # fmt: skip
     return dit
+
+
+def _fits(shape: DiTConfig, placement: Placement) -> bool:
+    """Whether a transformer can lie on the device; each job decides anew whether it is worth it."""
+    if placement.device.type != "cuda":
+        return True
+    weights = sum(map(math.prod, dit_tensors(shape).values())) * placement.dtype.itemsize
+    return weights + LEAST <= free_bytes(placement.device)
 
 
 def _prompt(file: Source, placement: Placement) -> Tensor:

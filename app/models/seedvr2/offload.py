@@ -22,7 +22,7 @@ ALIGN: Final = 256  # bytes; where a tensor begins in a slot, as kernels like it
 def place_blocks(dit: object, device: torch.device, *, stream: bool) -> None:
     """Move the blocks of a `DiT` to the host's memory or to the device, unless they are there; what is shared
     with other cards stays as it is."""
-    if not isinstance(dit, DiT) or isinstance(dit.blocks, Streamed) == stream:
+    if not isinstance(dit, DiT) or is_streamed(dit) == stream:
         return
     # Not in inference mode, even if the caller is: its tensors could not be moved later.
     with torch.inference_mode(False), torch.no_grad():
@@ -34,6 +34,11 @@ def place_blocks(dit: object, device: torch.device, *, stream: bool) -> None:
                 if name != "blocks":
                     module.to(device)
     give_back()
+
+
+def is_streamed(dit: DiT) -> bool:
+    """Whether the blocks wait in the host's memory."""
+    return isinstance(dit.blocks, Streamed)
 
 
 class Streamed(nn.ModuleList):

@@ -13,16 +13,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from app.device import free_bytes
 from app.errors import InternalError
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.dit import DiT, Plan
-from app.models.seedvr2.offload import place_blocks
+from app.models.seedvr2.fitting import Room
+from app.models.seedvr2.memory import Estimate
+from app.models.seedvr2.offload import is_streamed, place_blocks
 from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.segment import Segment, Span, segment
 from app.models.seedvr2.tiles import HOST, Tiled, Whole
@@ -151,6 +155,23 @@ class Restorer:
         """Let go of other cards."""
         if isinstance(self.dit, SharedDiT):
             self.dit.close()
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """What this model takes of memory, by size; sizes that were asked for once are remembered."""
+        return Estimate(
+            self.dit.config, self.vae.config, self.positive.dtype, self.vae_dtype, self.device.type
+        )
+
+    def room(self) -> Room:
+        """What this model and its work may fill, with what it fills now."""
+        streamed = isinstance(self.dit, DiT) and is_streamed(self.dit)
+        blocks, free = self.estimate.block_bytes(), free_bytes(self.device)
+        own = self.estimate.other_bytes() + (0 if streamed else sum(blocks))
+        if self.device.type != "cuda":
+            return Room(free + own, free + own, apart=False)
+        waiting = self.estimate.waiting_bytes() if streamed else 0
+        return Room(free + own, free_bytes(HOST) + waiting, apart=True)
 
     @property
     def device(self) -> torch.device:

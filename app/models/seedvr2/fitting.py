@@ -1,0 +1,143 @@
+"""Which way through the pipeline fits the memory there is, decided before anything is computed.
+
+Whole frames, the whole window and all weights on the device, where they fit. What is given up otherwise, in
+this order: blocks wait in the host's memory, which changes no value; the VAE takes tiles, the largest that
+fit; both; last, the window gets shorter. Knows nothing of models' layers or of requests.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from rich.filesize import decimal
+
+from app.errors import UnavailableError
+from app.models.seedvr2.memory import Choice, Need, Task
+from app.models.seedvr2.segment import SHORTEST
+from app.models.seedvr2.tiles import SMALLEST
+
+SIDES: Final = (SMALLEST, 48, 64, 80, 96, 128, 160, 192, 256)  # of tiles, in latents
+LARGE: Final = 64  # latents of a tile's side from which a larger one is not worth moving blocks for
+SLACK: Final = 1.1  # what allocators round up and lose between tensors
+KERNELS: Final = 600 * 10**6  # bytes that a card's libraries take for themselves
+
+
+class Needs(Protocol):
+    """What a choice takes: see `memory.Estimate`."""
+
+    def need(self, task: Task, choice: Choice) -> Need: ...
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a model and its work may fill on the device and in the host's memory; `apart` says whether
+    these are two."""
+
+    device: int
+    host: int
+    apart: bool
+
+    def holds(self, need: Need) -> bool:
+        device, host = self.claims(need)
+        return device <= self.device and (host <= self.host or not self.apart)
+
+    def claims(self, need: Need) -> tuple[int, int]:
+        """Bytes that must be free on the device and in the host's memory, with what is lost between
+        tensors."""
+        if not self.apart:
+            return int(SLACK * (need.device + need.host)), 0
+        return int(SLACK * need.device) + KERNELS, int(SLACK * need.host)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be chosen. window: latents at most. tile: latents of a side, 0 for whole frames, None for
+    whichever fits. shorten: whether the window may get shorter. stream: whether blocks may wait in the host's
+    memory."""
+
+    window: int
+    tile: int | None = None
+    shorten: bool = True
+    stream: bool = True
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was chosen, and what it takes of what there is."""
+
+    choice: Choice
+    need: Need
+    room: Room
+
+    def __str__(self) -> str:
+        return f"{ways(self.choice)}: {taken(self.need, self.room)}"
+
+
+def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
+    """The first way that fits. `what` begins the sentence of a refusal: "A result of 1920x1080".
+
+    Raises:
+        UnavailableError: `memory_short`, with what the least way takes.
+    """
+    limits = Limits(limits.window, limits.tile, limits.shorten, limits.stream and room.apart)
+
+    def fits(choice: Choice) -> bool:
+        return room.holds(needs.need(task, choice))
+
+    choice = Choice(limits.window)
+    for window in _windows(min(limits.window, task.latents), limits):
+        for choice in _ways(window, max(task.frame), limits, fits):
+            if fits(choice):
+                return Fit(choice, needs.need(task, choice), room)
+    raise UnavailableError(
+        "memory_short",
+        f"{what} takes {taken(needs.need(task, choice), room)} that are free, by {ways(choice)}; ask for a "
+        f"smaller size"
+        f"{'' if limits.shorten else ' or a shorter window'}"
+        f"{'' if limits.tile is None else ', leave tile unset'}, free memory, or use a larger GPU.",
+    )
+
+
+def _windows(window: int, limits: Limits) -> Iterator[int]:
+    yield limits.window
+    while limits.shorten and window > SHORTEST:
+        window = max(SHORTEST, window // 2)
+        yield window
+
+
+def _ways(window: int, longest: int, limits: Limits, fits: Callable[[Choice], bool]) -> Iterator[Choice]:
+    """Choices of one window, the one that gives up least first and the one that takes least last."""
+    streams = (False, True) if limits.stream else (False,)
+    if limits.tile is not None:
+        yield from (Choice(window, limits.tile or None, stream) for stream in streams)
+        return
+    yield from (Choice(window, None, stream) for stream in streams)
+    sides = [side for side in SIDES if side < longest]
+    large, small = [side for side in sides if side >= LARGE], [side for side in sides if side < LARGE]
+    for group, stream in ((large, False), (sides, True), (small, False)):
+        if group and stream in streams:
+            yield _largest([Choice(window, side, stream) for side in group], fits)
+    if sides:
+        yield Choice(window, sides[0], streams[-1])
+
+
+def _largest(rising: Sequence[Choice], fits: Callable[[Choice], bool]) -> Choice:
+    """The last of these that fits, or the first one if none does."""
+    return rising[max(bisect_right(rising, False, key=lambda choice: not fits(choice)) - 1, 0)]
+
+
+def ways(choice: Choice) -> str:
+    """A choice in words."""
+    tile = "whole frames" if choice.tile is None else f"tiles of {choice.tile * 8} pixels"
+    blocks = ", the transformer in the host's memory" if choice.stream else ""
+    return f"windows of {choice.window} latents, {tile}{blocks}"
+
+
+def taken(need: Need, room: Room) -> str:
+    """What is needed and what there is, in words."""
+    device, host = room.claims(need)
+    text = f"up to {decimal(device)} of the {'device' if room.apart else 'machine'}'s {decimal(room.device)}"
+    return f"{text} and {decimal(host)} of the host's {decimal(room.host)}" if host else text

@@ -1,0 +1,184 @@
+"""Memory of a restoration: predicted against measured, and what the published models take by arithmetic.
+
+    python -m benchmarks.memory [--only TEXT] [--quick]
+
+Measured is the most that tensors held during a restoration on the CPU in float32, narrow models with random
+weights: counted tensor by tensor, for what the system tells of a process is rough. The second table computes
+nothing: it is the planner's choice for cards of 24 and 80 GiB, less 3% for the driver, and what it predicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.errors import UnavailableError
+from app.models.seedvr2.config import DiTConfig, config_3b, config_7b
+from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.fitting import Fit, Limits, Room, fit
+from app.models.seedvr2.memory import Choice, Estimate, Task
+from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
+from app.models.seedvr2.vae import VideoVAE
+from app.models.seedvr2.vae_config import VAEConfig
+from app.models.seedvr2.variants import VARIANTS, Variant
+from app.nn.allocations import Allocations
+from benchmarks.cases import draw, ready
+from benchmarks.machine import show
+
+GB = 10**9
+SHARE = 0.97  # of a card's memory, that programs get
+HOST = {24: 64 * GB, 80: 200 * GB}  # bytes free on the host beside a card: of a desk, of a rented machine
+SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
+MODELS = {"3b": config_3b, "7b": config_7b}
+LENGTHS = {"121 frames": 31, "longer": 1000}  # of a shot: latents; the first is one window
+NARROW = Variant(
+    config_3b(dim=256, heads=2, layers=4, separate=2, text_dim=256),
+    VAEConfig(block_out_channels=(32, 64, 128, 128), layers_per_block=1),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A restoration on the CPU."""
+
+    variant: Variant
+    frames: int
+    options: RestoreOptions
+
+
+def _case(variant: Variant, frames: int, height: int, width: int, **options: int) -> Case:
+    return Case(variant, frames, RestoreOptions(height=height, width=width, **options))
+
+
+NANO = VARIANTS["nano"]
+CASES = {
+    "nano, an image of 480x320": _case(NANO, 1, 320, 480),
+    "nano, 13 frames of 240x160": _case(NANO, 13, 160, 240),
+    "nano, 45 frames of 144x96, windows of 5": _case(NANO, 45, 96, 144, window=5),
+    "nano, 25 frames of 400x240, windows of 5, tiles": _case(NANO, 25, 240, 400, window=5, tile=32),
+    "narrow, 9 frames of 144x96": _case(NARROW, 9, 96, 144),
+}
+
+
+def main() -> None:
+    """Print both tables."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("--only", default="", help="cases whose name holds this text")
+    arguments.add_argument("--quick", action="store_true", help="one case, one card: see that it runs")
+    options = arguments.parse_args()
+    names = [name for name in CASES if options.only in name][: 1 if options.quick else None]
+    rows = []
+    for name in names:
+        told, found = predicted(CASES[name]), measured(CASES[name])
+        rows.append([name, f"{told / 1e6:.1f}", f"{found / 1e6:.1f}", f"{told / found:.3f}"])
+    show("Peak of a restoration, CPU, float32", ["case", "predicted, MB", "measured, MB", "ratio"], rows)
+    cards, sizes, models = ((24,), ("720p",), ("3b",)) if options.quick else ((24, 80), SIZES, MODELS)
+    table(published(cards, sizes, models))
+
+
+# ------------------------------------------------------------------ measured
+
+
+def predicted(case: Case) -> int:
+    """Bytes that the restoration is said to take, on the device and beside it: here these are one."""
+    estimate = Estimate(case.variant.dit, case.variant.vae, torch.float32, torch.float32, "cpu")
+    config, options = case.variant.vae, case.options
+    task = Task(config.latents_holding(case.frames), latent_size(options, config), color=options.color)
+    need = estimate.need(task, Choice(options.window, options.tile, options.stream))
+    return need.device + need.host
+
+
+def measured(case: Case) -> int:
+    """Bytes of the weights, and the most that tensors hold beside them."""
+    config = case.variant.dit
+    model = Restorer(
+        ready(lambda: DiT(config), torch.float32, "cpu"),
+        ready(lambda: VideoVAE(case.variant.vae), torch.float32, "cpu"),
+        draw(torch.float32, "cpu", 64, config.text_dim),
+        draw(torch.float32, "cpu", 64, config.text_dim),
+    )
+    tensors = *model.dit.parameters(), *model.vae.parameters(), model.positive, model.negative
+    weights = sum(tensor.nbytes for tensor in tensors)
+    with torch.inference_mode(), Allocations("cpu") as taken:
+        for _ in model.restore_shot(pictures(case), case.frames, case.options):
+            pass
+    return weights + taken.peak
+
+
+def pictures(case: Case) -> Iterator[NDArray[np.uint8]]:
+    """Frames of half the result's size."""
+    draws = np.random.default_rng(0)
+    for _ in range(case.frames):
+        yield draws.integers(0, 255, (case.options.height // 2, case.options.width // 2, 3), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------ by arithmetic
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is chosen for a model, the size of its result, a shot's length and a card; None: nothing fits."""
+
+    model: str
+    size: str
+    length: str
+    gib: int
+    fit: Fit | None
+
+
+def published(
+    cards: Sequence[int] = (24, 80),
+    sizes: Sequence[str] = tuple(SIZES),
+    models: Sequence[str] = tuple(MODELS),
+) -> list[Row]:
+    """The planner's choices for the published models in 16 bits."""
+    rows = []
+    for model in models:
+        estimate = card_estimate(MODELS[model]())
+        for size in sizes:
+            height, width = SIZES[size]
+            frame = latent_size(RestoreOptions(height=height, width=width), estimate.vae)
+            for length, latents in LENGTHS.items():
+                task = Task(latents, frame, source=3 * height * width)
+                rows += [Row(model, size, length, gib, _fit(estimate, task, gib, size)) for gib in cards]
+    return rows
+
+
+def card_estimate(config: DiTConfig) -> Estimate:
+    """Of a published model as it runs on a card."""
+    return Estimate(config, VAEConfig.published(), torch.bfloat16, torch.float16, "cuda")
+
+
+def _fit(estimate: Estimate, task: Task, gib: int, size: str) -> Fit | None:
+    room = Room(int(SHARE * gib * 2**30), HOST[gib], apart=True)
+    try:
+        return fit(estimate, task, room, Limits(window=31), size)
+    except UnavailableError:
+        return None
+
+
+def table(rows: Sequence[Row]) -> None:
+    """Print the choices, with the card's and the host's memory that each takes."""
+    lines = []
+    for row in rows:
+        start = [f"{row.model} {row.size}, {row.length}", f"{row.gib} GiB"]
+        if row.fit is None:
+            lines.append([*start, "-", "-", "-", "does not fit", "-"])
+            continue
+        choice, need = row.fit.choice, row.fit.need
+        tile = "whole frames" if choice.tile is None else f"{choice.tile * 8} px"
+        place = "host" if choice.stream else "card"
+        lines.append(
+            [*start, f"{choice.window}", tile, place, f"{need.device / GB:.1f}", f"{need.host / GB:.1f}"]
+        )
+    head = ["restoration", "card", "window", "tile", "blocks", "card's GB", "host's GB"]
+    show("What is chosen for the published models, and its predicted peak", head, lines)
+
+
+if __name__ == "__main__":
+    main()
