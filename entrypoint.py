@@ -339,11 +339,19 @@ def serve(options: argparse.Namespace, settings: Settings) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors like all others."""
+    """A parser whose complaints are errors like all others. `fill` adds its options when it is used: those of
+    a task are its request's, whose modules other commands do not need."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, fill: Callable[[Parser], None] | None = None, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._fill = fill
         self.set_defaults(parser=self)  # the command's own wins, as it is read last
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._fill is not None:
+            self._fill(self)
+            self._fill = None
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         end = " See" if message.endswith("?") else "; see"
@@ -409,12 +417,12 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="do one job on this machine")
     tasks = run.add_subparsers(required=True, metavar="TASK", parser_class=Parser)
-    _restore_parser(tasks.add_parser("restore", help="sharpen, clean and upscale a clip or an image",
-                                     description=restore.__doc__))  # fmt: skip
-    _generate_parser(tasks.add_parser("generate", help="make a video from a prompt",
-                                      description=generate.__doc__))  # fmt: skip
-    _autoencode_parser(tasks.add_parser("autoencode", help="encode, edit latents, decode, compare",
-                                        description=autoencode.__doc__))  # fmt: skip
+    tasks.add_parser("restore", help="sharpen, clean and upscale a clip or an image",
+                     description=restore.__doc__, fill=_restore_parser)  # fmt: skip
+    tasks.add_parser("generate", help="make a video from a prompt",
+                     description=generate.__doc__, fill=_generate_parser)  # fmt: skip
+    tasks.add_parser("autoencode", help="encode, edit latents, decode, compare",
+                     description=autoencode.__doc__, fill=_autoencode_parser)  # fmt: skip
     bench = commands.add_parser("bench", help="measure a task on this machine")
     tasks = bench.add_subparsers(required=True, metavar="TASK", parser_class=Parser)
     sub = tasks.add_parser("autoencode", help="devices, types and batch sizes of a video autoencoder",
