@@ -1,24 +1,25 @@
 """Loading a `.pth` and a safetensors file into a model, against torch, safetensors and a plain read.
 
-    python -m benchmarks.loading [--size 1.0] [--folder build/bench] [--repeat 3] [--cold] [--quick]
+    python -m benchmarks.loading [--size 1.0] [--folder build/bench] [--repeat 3] [--seconds 30] [--cold]
+                                 [--quick]
 
-Every load is a process of its own; in every round each way takes its turn. The time is of the load alone,
-with the model's build and one look at each page of the weights (what is mapped is only read then), without
-the imports. `read` in the ratio is that by 8 threads. Peak: the process's host memory beyond what it held
-before the load. With `--cold` the file's pages are dropped from the page cache first. On a machine with a
-card, loads to it are measured too.
+Every load is a process of its own, forked from one that has imported torch; in every round each way takes its
+turn, and a table has as many rounds as fit in `--seconds`, at least one. The time is of the load alone, with
+the model's build and one look at each page of the weights (what is mapped is only read then). `read` in the
+ratio is that by 8 threads. Peak: the process's host memory beyond what it held before the load. With `--cold`
+the file's pages are dropped from the page cache first. On a machine with a card, loads to it are measured
+too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -46,16 +47,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("--size", type=float, default=1.0, help="GB of a file (default: 1)")
     arguments.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
-    arguments.add_argument("--repeat", type=int, default=3)
+    arguments.add_argument("--repeat", type=int, default=3, help="rounds at most")
+    arguments.add_argument("--seconds", type=float, default=30.0, help="of a table's rounds")
     arguments.add_argument("--cold", action="store_true", help="drop the file from the page cache first")
     arguments.add_argument(
         "--quick", action="store_true", help="10 MB, once, in one process: see that it runs"
     )
-    arguments.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # a single load, in this process
     options = arguments.parse_args()
-    if options.one:
-        print(json.dumps(one(*options.one)))
-        return
     if options.quick:
         options.size, options.repeat = 0.01, 1
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def main() -> None:
         measure = one if options.quick else in_process
         for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
             for format, dtype in (("torch", "stored"), ("safetensors", "stored"), ("torch", "bfloat16")):
-                table(files[format], device, dtype, options.repeat, options.cold, measure)
+                table(files[format], device, dtype, options, measure)
     finally:
         for path in files.values():
             path.unlink(missing_ok=True)
@@ -199,22 +197,29 @@ def one(name: str, path: str, device: str, dtype: str) -> dict[str, float]:
 
 def in_process(name: str, path: str, device: str, dtype: str) -> dict[str, float]:
     """`one` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--one", name, path, device, dtype]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    context = multiprocessing.get_context("forkserver")  # the same for every call: it imports torch once
+    context.set_forkserver_preload(["app.boot.checkpoint", "benchmarks.measure", "safetensors.torch"])
+    with ProcessPoolExecutor(1, context) as process:
+        return process.submit(one, name, path, device, dtype).result()
 
 
 def table(
-    path: Path, device: str, dtype: str, repeat: int, cold: bool, measure: Callable[..., dict[str, float]]
+    path: Path,
+    device: str,
+    dtype: str,
+    options: argparse.Namespace,
+    measure: Callable[..., dict[str, float]],
 ) -> None:
-    """Measure every way, `repeat` rounds, and print."""
+    """Measure every way, and print."""
     ways = ways_of("safetensors" if path.suffix == ".safetensors" else "torch")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for _ in range(repeat):
+    begin = time.perf_counter()
+    for rounds in range(1, options.repeat + 1):
         for name in ways:
-            page_cache(path, cold)
+            page_cache(path, options.cold)
             runs[name].append(measure(name, str(path), device, dtype))
+        if (time.perf_counter() - begin) * (rounds + 1) / rounds > options.seconds:
+            break
     size = path.stat().st_size
     took = {name: [run["seconds"] for run in taken] for name, taken in runs.items()}
     rows = [
@@ -228,7 +233,7 @@ def table(
     ]
     title = f"Loading {path.suffix}, {size / 1e9:.2f} GB float32, to {device}, type: {dtype}, "
     head = ["way", "GB/s", "time / read", f"time / {OWN}", "peak / file"]
-    show(title + ("cold" if cold else "warm") + " page cache", head, rows, ["safetensors"])
+    show(title + ("cold" if options.cold else "warm") + " page cache", head, rows, ["safetensors"])
 
 
 def page_cache(path: Path, cold: bool) -> None:

@@ -3,7 +3,10 @@
     python -m benchmarks.staging [--size 1.0] [--folder build/bench] [--repeat 3] [--quick]
 
 The file lies in `folder` and is staged to /dev/shm. Cold: the file's pages are dropped from the page cache
-before each run (posix_fadvise), where the file system does that. Each way takes its turn in every round.
+before each run (posix_fadvise), where the file system does that: "read" is then the disk's sequential rate.
+Each way takes its turn in every round. "Fastest copy" is the quicker of the two that verify nothing. Two rows
+are bounds: SHA-256 of one block again and again, which no verified copy can outrun, and memory bandwidth. CPU
+seconds are of all threads and processes: on a busy machine they tell more than the clock.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.boot.stage import stage, unstage
 from app.progress import Silent
-from benchmarks.machine import show, spread
+from benchmarks.machine import ratios, show, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 1 << 24
@@ -44,11 +48,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as shm:
             ways = ways_of(source, sha256, Path(shm))
             for cold in (False, True):
-                seconds: dict[str, list[float]] = {name: [] for name in ways}
+                taken: dict[str, list[Taken]] = {name: [] for name in ways}
                 for _ in range(options.repeat):
                     for name, way in ways.items():
-                        seconds[name].append(timed(way, source, cold))
-                table(source, seconds, cold)
+                        taken[name].append(timed(way, source, cold))
+                table(source, taken, cold)
     finally:
         source.unlink()
 
@@ -69,7 +73,8 @@ def make(path: Path, size: int) -> str:
 
 def ways_of(source: Path, sha256: str, shm: Path) -> dict[str, Callable[[], None]]:
     """What is measured, by name. Each leaves nothing behind."""
-    copy = shm / "copy"
+    copy, size = shm / "copy", source.stat().st_size
+    blocks = [memoryview(bytearray(min(size, 1 << 27))) for _ in range(2)]
 
     def staged(readers: int) -> None:
         # As a file on a network volume would be: in `auto`, one on a local disk stays where it is.
@@ -92,12 +97,36 @@ def ways_of(source: Path, sha256: str, shm: Path) -> dict[str, Callable[[], None
         "cp": lambda: run("cp", str(source), str(copy)),
         "read": read,
         "copy in Python": lambda: (shutil.copyfile(source, copy), copy.unlink())[1],
+        "SHA-256 alone": lambda: hashed(size),
+        "memory to memory": lambda: moved(size, *blocks),
         **{f"staged, {count} readers": (lambda count=count: staged(count)) for count in READERS},
     }
 
 
-def timed(way: Callable[[], None], source: Path, cold: bool) -> float:
-    """Seconds of one run."""
+def hashed(size: int) -> None:
+    """The SHA-256 of `size` bytes that are in the processor's cache."""
+    block, digest = bytes(1 << 20), hashlib.sha256()
+    for _ in range(size >> 20):
+        digest.update(block)
+
+
+def moved(size: int, here: memoryview, there: memoryview) -> None:
+    """`size` bytes from memory to memory, in blocks of which no processor's cache holds one."""
+    for start in range(0, size, len(here)):
+        length = min(len(here), size - start)
+        there[:length] = here[:length]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of a run, by the clock and of the CPU, its children's with them."""
+
+    seconds: float
+    cpu: float
+
+
+def timed(way: Callable[[], None], source: Path, cold: bool) -> Taken:
+    """One run."""
     descriptor = os.open(source, os.O_RDONLY)
     try:
         if cold:
@@ -107,25 +136,29 @@ def timed(way: Callable[[], None], source: Path, cold: bool) -> float:
                 pass
     finally:
         os.close(descriptor)
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), os.times()
     way()
-    return time.perf_counter() - begin
+    return Taken(time.perf_counter() - begin, sum(os.times()[:4]) - sum(before[:4]))
 
 
-def table(source: Path, seconds: dict[str, list[float]], cold: bool) -> None:
-    """Print the rates, and the ratio to `cp` then `sha256sum` of the same round."""
+def table(source: Path, taken: dict[str, list[Taken]], cold: bool) -> None:
+    """Print the rates, and the ratios to other ways of the same round."""
     size = source.stat().st_size / 1e9
-    rows = []
-    for name, taken in seconds.items():
-        for reference in ("cp then sha256sum", "cp"):
-            assert len(seconds[reference]) == len(taken)
-        ratios = [
-            [mine / other for mine, other in zip(taken, seconds[reference], strict=True)]
-            for reference in ("cp then sha256sum", "cp")
+    seconds = {name: [each.seconds for each in runs] for name, runs in taken.items()}
+    verified = seconds["cp then sha256sum"]
+    fastest = [min(pair) for pair in zip(seconds["cp"], seconds["copy in Python"], strict=True)]
+    rows = [
+        [
+            name,
+            spread([size / each for each in mine]),
+            *(spread(ratios(mine, theirs)) for theirs in (verified, fastest)),
+            spread([each.cpu / size for each in taken[name]]),
         ]
-        rows.append([name, spread([size / each for each in taken]), *map(spread, ratios)])
+        for name, mine in seconds.items()
+    ]
     title = f"Staging {size:.1f} GB to /dev/shm, {'cold' if cold else 'warm'} page cache"
-    show(title, ["way", "GB/s", "time / (cp then sha256sum)", "time / cp"], rows)
+    header = ["way", "GB/s", "time / (cp then sha256sum)", "time / fastest copy", "CPU s/GB"]
+    show(title, header, rows)
 
 
 if __name__ == "__main__":
