@@ -174,9 +174,12 @@ def _place(block: _Block, read: Tensor) -> None:
         cast(entry.name, read, target)
         return
     cuda = target.device.type == "cuda"
-    there = read.to(target.device, non_blocking=cuda)  # cast there, where it is quick
-    target.copy_(there)
-    refuse_overflow(entry.name, there, target)
+    if target.dtype == read.dtype:
+        target.copy_(read, non_blocking=cuda)
+    else:
+        there = read.to(target.device, non_blocking=cuda)  # cast there, where it is quick
+        target.copy_(there)
+        refuse_overflow(entry.name, there, target)
     if cuda:
         torch.cuda.current_stream(target.device).synchronize()
 
