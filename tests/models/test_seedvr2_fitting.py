@@ -65,7 +65,8 @@ def test_refusals_say_the_numbers_and_what_to_do() -> None:
         fitted(3)
     assert caught.value.code == "memory_short"
     for part in ("A result of 8x8 takes up to 4.7 GB of the device's 3.9 GB", "host's 500.0 GB",
-                 "windows of 5", "tiles of 256 pixels", "in the host's memory", "smaller size", "larger GPU"):  # fmt: skip
+                 "windows of 5", "tiles of 256 pixels", "in the host's memory", "smaller size",
+                 "larger GPU"):  # fmt: skip
         assert part in caught.value.message, part
     with pytest.raises(UnavailableError, match=r"windows of 31 latents, whole frames.*leave tile unset"):
         fitted(20, limits=Limits(31, tile=0, shorten=False))
