@@ -52,6 +52,14 @@ def test_frames_in_order_are_one_piece() -> None:
     ]
 
 
+def test_a_clip_however_long_has_few_places_and_storage_that_stays() -> None:
+    """A pass could be recorded as a graph for each: 7 while the window fills, 6 more as it rolls."""
+    cache = KVCache(SMALL, 2, 21)
+    at = [part.data_ptr() for layer in cache.layers for part in layer]
+    assert len({repr(cache.take(3)) for _ in range(100)}) == 13
+    assert [part.data_ptr() for layer in cache.layers for part in layer] == at
+
+
 def test_a_cleared_cache_begins_anew() -> None:
     cache = KVCache(SMALL, 1, 4, sink=1)
     first = [cache.take(2) for _ in range(4)]
