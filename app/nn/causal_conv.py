@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.nn.linear import _slow as slow_in
+from app.nn.linear import slow_in
 
 LARGEST = 2**31 - 1  # elements of a convolution's input
 WIDENED = 2**22  # elements of an input that are widened to float32 at a time

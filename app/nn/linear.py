@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in) transposed, plus bias: (..., out), of their common type."""
-    if x.device.type != "cpu" or not _slow(weight.dtype):
+    if x.device.type != "cpu" or not slow_in(weight.dtype):
         return F.linear(x, weight, bias)
     wide = x.float()
     out = torch.empty((*x.shape[:-1], len(weight)), dtype=weight.dtype)
@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def _slow(dtype: torch.dtype) -> bool:
+def slow_in(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of this type slowly: whether oneDNN leaves them to others."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False

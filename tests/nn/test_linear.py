@@ -11,7 +11,7 @@ from app.nn.linear import Linear, linear
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without 16-bit arithmetic, whatever this one has; few rows at a time."""
-    monkeypatch.setattr(module, "_slow", lambda dtype: dtype != torch.float32)
+    monkeypatch.setattr(module, "slow_in", lambda dtype: dtype != torch.float32)
     monkeypatch.setattr(module, "_BLOCK", 7 * 24)
 
 
@@ -31,7 +31,7 @@ def test_sixteen_bits_are_the_exact_product_rounded_once(slow, dtype, bias, shap
 def test_other_types_and_native_arithmetic_are_torchs(monkeypatch):
     x, layer = torch.randn(5, 24), nn.Linear(24, 16).requires_grad_(False)
     assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
-    monkeypatch.setattr(module, "_slow", lambda dtype: False)
+    monkeypatch.setattr(module, "slow_in", lambda dtype: False)
     x, layer = x.bfloat16(), layer.bfloat16()
     assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
 
