@@ -176,6 +176,8 @@ class _Threads(ThreadPoolExecutor):
 
 
 class _Stream:
+    def __init__(self, device: object = None) -> None: ...
+
     def synchronize(self) -> None: ...
 
     def wait_stream(self, other: _Stream) -> None: ...
@@ -190,7 +192,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "current_stream": lambda device=None: _Stream(),
-        "Stream": lambda device=None: _Stream(),
+        "Stream": _Stream,
         "stream": nullcontext,
         "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
         "memory_reserved": lambda device=None: 0,
