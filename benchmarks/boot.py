@@ -3,11 +3,11 @@
     python -m benchmarks.boot [--repeat 3] [--quick]
 
 Imports are those of real runs: `python -X importtime` of each command, seconds of each package's own modules
-added up (so that none is counted in another's), packages below 30 ms left out. Where two threads import, as
-in `serve`, each one's seconds hold the other's turns. Seconds of a command, and of its CPU, are of a run
-without that. What no command may import is in tests/test_imports.py. Ready is from the start of the process
-to the first 200 of /ping, `answers` to its first answer; beside it, in the same round, a process that only
-imports torch: what no server of torch models can be quicker than.
+added up (so that none is counted in another's), the largest packages that take 30 ms. Where two threads
+import, as in `serve`, each one's seconds hold the other's turns. Seconds of a command, and of its CPU, are of
+a run without that. What no command may import is in tests/test_imports.py. Ready is from the start of the
+process to the first 200 of /ping, `answers` to its first answer; beside it, in the same round, a process that
+only imports torch: what no server of torch models can be quicker than.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.machine import ratios, show, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = "entrypoint.py"
-LEAST = 0.03  # seconds of a package that is named
+LEAST, MOST = 0.03, 8  # seconds of a package that is named, and how many are
 LIMIT = 300.0  # seconds in which a server must be ready
 IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
 STEP = re.compile(r"boot: (.+): from ([\d.]+) s, (.+)$", re.MULTILINE)
@@ -158,7 +158,7 @@ def imports_table(paths: dict[str, list[str]], environ: Environ, repeat: int) ->
         runs = [run(arguments, environ) for _ in range(repeat)]
         found = IMPORT.findall(run(arguments, environ, "-X", "importtime").told)
         packages = by_package(found)
-        heavy = [f"{package} {took:.2f}" for package, took in packages if took >= LEAST]
+        heavy = [f"{package} {took:.2f}" for package, took in packages[:MOST] if took >= LEAST]
         total = sum(took for _, took in packages)
         took = spread([each.seconds for each in runs]), spread([each.cpu for each in runs])
         rows.append([name, *took, f"{len(found)}", f"{total:.2f}", ", ".join(heavy)])

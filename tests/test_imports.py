@@ -28,7 +28,10 @@ NEVER = {
     "stage": SERVER | REMOTE | LARGE | TORCH | JOBS,
     "run restore": SERVER | REMOTE | LARGE | {"tokenizers", TRANSFORMER, CODECS},
     "run generate": SERVER | REMOTE | LARGE | COMPILER | {"PIL", DIT, CODECS, "app.video.shots"},
-    "run autoencode": SERVER | REMOTE | {"transformers", "diffusers", "tokenizers", DIT, TRANSFORMER},
+    "run autoencode": SERVER
+    | REMOTE
+    | COMPILER
+    | {"transformers", "diffusers", "tokenizers", DIT, TRANSFORMER},
     "serve, until ready": REMOTE
     | LARGE
     | COMPILER

@@ -80,8 +80,10 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        # Each code within 1 / codes of zero: as near to each other as they can spread from.
-        self.codebook = nn.Parameter(torch.empty(config.codes, config.dim).uniform_(-1, 1) / config.codes)
+        # Each code within 1 / codes of zero: as near to each other as they can spread from. Drawn so at
+        # once: a quotient on the meta device imports torch's compiler, a second and more.
+        bound = 1 / config.codes
+        self.codebook = nn.Parameter(torch.empty(config.codes, config.dim).uniform_(-bound, bound))
         self.decoder = Decoder(config)
 
     def forward(self, x: Tensor) -> Output:
