@@ -12,30 +12,31 @@ import tempfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import ConfigError
 
 PREFIX = "SEEDPOD_"
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Everything the environment can say. Each field's variable is `SEEDPOD_` and its upper-case name,
     unless it names another one."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    roots: tuple[Path, ...] = Field(
+    roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(Path("/workspace"), Path("/runpod-volume")),
         description="Folders that may hold checkpoints, in order of preference; colon-separated.",
     )
-    models: tuple[str, ...] | None = Field(
+    models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         default=None,
         description="Models to boot, comma-separated. Unset: every model whose files are all there.",
     )
-    manifest: tuple[Path, ...] = Field(
+    manifest: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
         description="Your own manifest files, colon-separated. Each extends the built-in one; "
         "a file that says `replace = true` at its top replaces everything before it.",
@@ -146,7 +147,7 @@ class Settings(BaseModel):
     source_seconds: float = Field(
         default=900, gt=0, description="Longest that a source may take to download, in seconds."
     )
-    source_ports: tuple[int, ...] = Field(
+    source_ports: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(80, 443, 8080, 8443), description="Ports that a source URL may name, comma-separated."
     )
     source_private: bool = Field(
@@ -237,6 +238,17 @@ class Settings(BaseModel):
         """Where Seedpod may keep what is cheap to make again, when no root can be written."""
         base = self.user_cache or (self.home / ".cache" if self.home else Path(tempfile.gettempdir()))
         return base / "seedpod"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load_settings` hands the environment over itself, as an argument
 
 
 def variable(name: str) -> str:
