@@ -21,7 +21,7 @@ COMPILER = {
     "sympy",
 }  # a second, which odd calls of torch bring
 TORCH = {"torch", "numpy", "PIL", "einops", "safetensors", "imageio_ffmpeg", "tokenizers", "app.device"}
-JOBS = {"app.job", "app.video", "app.models.latents", "asyncio"}
+JOBS = {"app.job", "app.video", "app.models.latents"}
 DIT, TRANSFORMER, CODECS = "app.models.seedvr2.dit", "app.models.wan.transformer", "app.models.latents.codec"
 NEVER = {
     "check": SERVER | REMOTE | LARGE | TORCH | JOBS,
