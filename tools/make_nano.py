@@ -3,15 +3,17 @@
 
     python tools/make_nano.py WORKSPACE [seedvr2] [wan] [latents]
 
-The weights are drawn by name, so every run writes the same numbers. They were never trained: what nano
-restores is faint noise over the colours of its source, and what it generates is noise that moves. It is for
-trying out everything around a model.
+Weights that were trained ship with the code, under `weights/`, and are copied: `nano` restores, and
+`nano-vae` reconstructs (docs/nano.md). The others are drawn by name, so every run writes the same numbers;
+they were never trained: what `nano-wan` generates is noise that moves, and is for trying out everything
+around a model.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 import zlib
 from collections.abc import Sequence
@@ -22,9 +24,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app.models.seedvr2.dit import DiT
-from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.variants import VARIANTS as SEEDVR2
 from app.models.wan.clip_config import clip_tensors
 from app.models.wan.pose import PoseEmbedder
 from app.models.wan.transformer import Transformer
@@ -35,7 +34,7 @@ from tools import nano_latents
 from tools.nano_tokenizer import nano_tokenizer
 
 FAMILIES = ("seedvr2", "wan", "latents")
-PROMPTS = {"pos_emb.pt": 58, "neg_emb.pt": 64}  # tokens, as in the published embeddings
+TRAINED = Path(__file__).resolve().parents[1] / "weights"
 
 
 def main(workspace: Path, families: Sequence[str] = FAMILIES) -> None:
@@ -50,11 +49,8 @@ def main(workspace: Path, families: Sequence[str] = FAMILIES) -> None:
 
 def seedvr2(folder: Path) -> None:
     """Transformer, VAE and the two prompts."""
-    nano = SEEDVR2["nano"]
-    torch.save(drawn(DiT(nano.dit)), folder / "seedvr2_ema_nano.pth")
-    torch.save(drawn(VideoVAE(nano.vae)), folder / "ema_vae.pth")
-    for name, tokens in PROMPTS.items():
-        torch.save(_normal(name, (tokens, nano.dit.text_dim)).bfloat16(), folder / name)
+    for path in (TRAINED / "seedvr2").iterdir():
+        shutil.copyfile(path, folder / path.name)
 
 
 def wan(folder: Path) -> None:
@@ -85,8 +81,6 @@ def drawn(model: nn.Module, salt: str = "") -> dict[str, Tensor]:
     state = model.state_dict()
     for name, parameter in model.named_parameters():
         state[name] = _scaled(salt + name, tuple(parameter.shape))
-    if "decoder.conv_out.weight" in state:
-        state["decoder.conv_out.weight"] *= 0.2  # faint noise, so that the colours of the source show
     return state
 
 

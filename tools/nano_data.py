@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from app.video.frames import resize, to_unit
 from app.video.probe import probe
@@ -193,12 +193,16 @@ def _colour(draw: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def spoil(clip: Clip, path: Path, *, noise: float, crf: int, seed: int = 0) -> Clip:
-    """Half the size (antialiased bicubic), then Gaussian noise of `noise` / 255, then H.264 into `path`.
+def spoil(clip: Clip, path: Path, *, noise: float, crf: int, blur: float = 0.0, seed: int = 0) -> Clip:
+    """A Gaussian blur of `blur` pixels, half the size (antialiased bicubic), then Gaussian noise of
+    `noise` / 255, then H.264 into `path`.
 
     Returns the frames as the product reads them back from the file, (frames, height / 2, width / 2, 3).
     """
     draw = np.random.default_rng([11, seed])
+    if blur:
+        soft = ImageFilter.GaussianBlur(blur)
+        clip = np.stack([np.asarray(Image.fromarray(frame).filter(soft)) for frame in clip])
     small = resize(to_unit(clip), clip.shape[1] // 2, clip.shape[2] // 2).permute(0, 2, 3, 1).numpy() * 255
     noisy = np.clip(np.rint(small + draw.normal(0, noise, small.shape)), 0, 255).astype(np.uint8)
     with VideoWriter(path, noisy.shape[2], noisy.shape[1], Fraction(25), crf=crf) as writer:
@@ -207,15 +211,17 @@ def spoil(clip: Clip, path: Path, *, noise: float, crf: int, seed: int = 0) -> C
 
 
 def pairs(seeds: Sequence[int], frames: int, height: int, width: int) -> Iterator[tuple[Clip, Clip]]:
-    """Scenes and what is left of them: noise up to 20 / 255 and CRF 28 to 38, half of them 15 and 35."""
+    """Scenes and what is left of them: blurred by up to a pixel, noise up to 20 / 255 and CRF 28 to 38; half
+    of them not blurred, 15 and 35."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             draw = np.random.default_rng([13, seed])
             noise, crf = float(draw.uniform(0, 20)), int(draw.integers(28, 39))
+            blur = float(draw.uniform(0, 1))
             if draw.random() < 0.5:
-                noise, crf = 15.0, 35
-            clip = scene(seed, frames, height, width)
-            yield clip, spoil(clip, Path(folder) / f"{seed}.mp4", noise=noise, crf=crf, seed=seed)
+                noise, crf, blur = 15.0, 35, 0.0
+            clip, path = scene(seed, frames, height, width), Path(folder) / f"{seed}.mp4"
+            yield clip, spoil(clip, path, noise=noise, crf=crf, blur=blur, seed=seed)
 
 
 def stacked(

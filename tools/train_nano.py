@@ -3,15 +3,20 @@
 
     python tools/train_nano.py vae OUT [--steps N] [--minutes M]
     python tools/train_nano.py dit OUT [--steps N] [--minutes M]
+    python tools/train_nano.py export OUT [--into weights]
 
-Both continue from OUT where they stopped, bit for bit as if they had not. Material is drawn by
-`nano_data.py`. The transformer learns what the product runs: noise and the encoded spoiled clip in, one Euler
-step without guidance, the encoded clean clip out; in its second half also through the decoder, in pixels.
+The first two continue from OUT where they stopped, bit for bit as if they had not. Material is drawn by
+`nano_data.py`. The autoencoder's encoder is a linear code, the principal components of the material
+(`nano_start.py`), and stays it; its decoder learns. So the transformer may learn at the same time, as soon as
+OUT holds an autoencoder of no step: noise and the encoded spoiled clip in, one Euler step without guidance as
+the product runs it, the encoded clean clip out. `export` writes what OUT holds in 16 bits, in the original's
+names and formats, and prints what models.toml says of each file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -29,27 +34,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.errors import InputError
 from app.models.seedvr2 import sampler
-from app.models.seedvr2.config import config_3b
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.vae import SCALE, VideoVAE
-from app.models.seedvr2.vae_config import VAEConfig
-from app.models.seedvr2.variants import Variant
+from app.models.seedvr2.variants import VARIANTS
 from app.video.frames import resize, to_unit
 from tools.nano_data import stacked
 from tools.nano_forward import decode, encode, velocity
 from tools.nano_start import start_dit, start_vae, trainable
 
-TRAINED = Variant(
-    config_3b(dim=96, heads=2, head_dim=48, layers=4, separate=2, text_dim=64),
-    VAEConfig((8, 16, 32), layers_per_block=1, norm_num_groups=1, temporal_scale_num=1),
-)
+TRAINED = VARIANTS["nano"]
 PROMPT_TOKENS = 58
-WARM_UP = 20  # steps
+WARM_UP = 50  # steps
 SAVE_EVERY = 60  # seconds
-# Parts of the autoencoder, by how far a step of Adam may move them: the path beside the residual branches
-# begins right, and 27 taps that move together move a pixel far.
-SHARES = {"conv1": 1.0, "conv2": 0.2, "to_out.0": 0.2, "norm": 1.0}
-PATH_SHARE = 0.05
+# How far a step of Adam may move a part: paths that begin right less, since many weights that move together
+# move a pixel far.
+DECODER_SHARES = {"conv1": 1.0, "conv2": 0.2, "to_out.0": 0.2, "norm": 1.0, "": 0.03}
+DIT_SHARES = {"vid_in.": 0.03, "vid_out": 0.03, "": 1.0}
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,15 @@ class Settings:
     part: Literal["vae", "dit"]
     seed: int = 0
     steps: int = 2000
-    clips: int = 160
+    clips: int = 720
     frames: int = 9
     height: int = 128
     width: int = 160
+    span: int = 5
     crop: int = 64
     batch: int = 4
     rate: float = 1e-3
+    device: str = "cpu"
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Training:
     def run(self, minutes: float, out: Path) -> None:
         """Steps until the last one or until time is up; leaves OUT/<part>.pt behind."""
         begin = saved = time.monotonic()
+        self.save(out)
         while len(self.losses) < self.settings.steps and time.monotonic() - begin < 60 * minutes:
             self.step()
             step = len(self.losses)
@@ -106,7 +109,7 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter, mask in self.masks:
             if parameter.grad is not None:
-                parameter.grad *= mask
+                parameter.grad *= mask.to(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.losses.append(loss.item())
@@ -122,7 +125,7 @@ class Training:
 
     def resume(self, path: Path) -> None:
         """Raises InputError `training_differs` where the file is another training's."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if state["settings"] != asdict(self.settings):
             raise InputError(
                 "training_differs",
@@ -145,77 +148,102 @@ def training(settings: Settings, data: dict[str, NDArray[np.uint8]], out: Path) 
 
 
 def vae_training(settings: Settings, data: dict[str, NDArray[np.uint8]]) -> Training:
-    """Of the autoencoder, on clean clips alone."""
+    """Of the decoder, on clean clips alone."""
     vae = VideoVAE(TRAINED.vae)
-    step = max(1, settings.clips // 16)
+    step = max(1, settings.clips // 64)
     with torch.no_grad():
-        start_vae(vae, signed(data["clean"][::step, :, :96, :96]))
-    vae.requires_grad_(True)
-    groups = []
-    for name, parameter in vae.named_parameters():
-        share = next((share for part, share in SHARES.items() if part in name), PATH_SHARE)
-        groups.append({"params": [parameter], "base": settings.rate * share})
+        start_vae(vae, signed(data["clean"][::step, :: settings.span, :96, :96]))
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.to(settings.device)
 
     def loss(number: int) -> Tensor:
         clips = torch.cat([clean for clean, _ in cuts(settings, data, number)])
-        return (decode(vae, encode(vae, clips)) - clips).square().mean()
+        with torch.no_grad():
+            code = encode(vae, clips)
+        return (decode(vae, code) - clips).square().mean()
 
-    return Training(settings, vae, torch.optim.Adam(groups), loss, trainable(vae), [])
+    return Training(settings, vae, optimiser(settings, vae.decoder, DECODER_SHARES), loss, trainable(vae), [])
 
 
 def dit_training(settings: Settings, data: dict[str, NDArray[np.uint8]], out: Path) -> Training:
-    """Of the transformer, on the latents of the trained autoencoder."""
-    vae = trained_vae(out)
+    """Of the transformer, on the latents of the autoencoder that OUT holds, trained or not yet."""
+    code = linear_code(trained_vae(out))
     torch.manual_seed(settings.seed)
     dit = DiT(TRAINED.dit)
-    prompt = prompts()["pos_emb.pt"].float()
-    frames, side = TRAINED.vae.latents_for(settings.frames), settings.crop // TRAINED.vae.spatial_factor
+    frames, side = TRAINED.vae.latents_for(settings.span), settings.crop // TRAINED.vae.spatial_factor
+    some = torch.cat([code(spoiled) for n in range(16) for _, spoiled in cuts(settings, data, n)])
+    patches = some.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 2, 3, 5, 6, 4)
+    start_dit(dit, patches.reshape(-1, 64).cpu())
+    dit.requires_grad_(True).to(settings.device)
+    prompt = prompts()["pos_emb.pt"].float().to(settings.device)
     plan = dit.plan(frames, side, side, len(prompt))
-
-    def latents(clips: Tensor) -> Tensor:
-        with torch.no_grad():
-            return encode(vae, clips).permute(0, 2, 3, 4, 1) * SCALE
-
-    some = [latents(spoiled) for n in range(16) for _, spoiled in cuts(settings, data, n)]
-    patches = torch.cat(some).unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 2, 3, 5, 6, 4)
-    start_dit(dit, patches.reshape(-1, 64))
-    dit.requires_grad_(True)
 
     def loss(number: int) -> Tensor:
         pairs = list(cuts(settings, data, number))
-        clean, spoiled = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
-        wanted, low = latents(clean), latents(spoiled)
+        wanted = code(torch.cat([pair[0] for pair in pairs]))
+        low = code(torch.cat([pair[1] for pair in pairs]))
         draw = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        noise = torch.randn(low.shape, generator=draw)
+        noise = torch.randn(low.shape, generator=draw).to(low)
         seen = torch.cat([noise, low, torch.ones_like(low[..., :1])], -1)
         made = noise - velocity(dit, seen, prompt, sampler.T, plan)  # one Euler step, all the way
-        total = (made - wanted).square().mean()
-        if number >= settings.steps // 2:
-            picture = decode(vae, made.permute(0, 4, 1, 2, 3) / SCALE)
-            total = total + 10 * (picture - clean).square().mean()
-        return total
+        # Of each clip the share that is left of what was spoiled: clips count alike, as decibels do.
+        left, spoiled = ((x - wanted).square().mean((1, 2, 3, 4)) for x in (made, low))
+        return (left / (spoiled + 5e-4)).mean()
 
-    groups = [{"params": list(dit.parameters()), "base": settings.rate}]
-    return Training(settings, dit, torch.optim.Adam(groups), loss, [], [])
+    return Training(settings, dit, optimiser(settings, dit, DIT_SHARES), loss, [], [])
+
+
+def optimiser(settings: Settings, model: nn.Module, shares: dict[str, float]) -> torch.optim.Optimizer:
+    """Adam, with each parameter's share of the rate: that of the first part its name holds."""
+    groups = []
+    for name, parameter in model.named_parameters():
+        share = next(share for part, share in shares.items() if part in name)
+        groups.append({"params": [parameter], "base": settings.rate * share})
+    return torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+
+def linear_code(vae: VideoVAE) -> Callable[[Tensor], Tensor]:
+    """What the encoder does while it is a linear code of blocks, in one product.
+
+    Clips (n, 3, T, H, W) in [-1, 1] -> scaled latents, (n, T, H / 4, W / 4, 16).
+    """
+    side = vae.config.spatial_factor
+    with torch.no_grad():
+        pixels = 3 * side * side
+        impulses = torch.cat([torch.zeros(1, pixels), torch.eye(pixels)]).view(-1, 3, 1, side, side)
+        told = encode(vae.cpu(), impulses).flatten(1) * SCALE
+    offset, matrix = told[0], told[1:] - told[0]
+
+    def code(clips: Tensor) -> Tensor:
+        n, c, t, h, w = clips.shape
+        blocks = clips.view(n, c, t, h // side, side, w // side, side).permute(0, 2, 3, 5, 1, 4, 6)
+        return blocks.flatten(4) @ matrix.to(clips) + offset.to(clips)
+
+    return code
 
 
 def cuts(
     settings: Settings, data: dict[str, NDArray[np.uint8]], number: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of a step, (1, 3, frames, crop, crop) each in [-1, 1]: clean, and spoiled and enlarged."""
+    """The pairs of a step, (1, 3, span, crop, crop) each in [-1, 1]: clean, and spoiled and enlarged."""
     draw = np.random.default_rng([settings.seed, number])
     for which in draw.integers(settings.clips, size=settings.batch):
+        first = int(draw.integers(settings.frames - settings.span + 1))
         top, left = (
             2 * int(draw.integers((side - settings.crop) // 2 + 1))
             for side in (settings.height, settings.width)
         )
-        whole, half = settings.crop, settings.crop // 2
-        clean = data["clean"][which, :, top : top + whole, left : left + whole]
-        poor = data["spoiled"][which, :, top // 2 : top // 2 + half, left // 2 : left // 2 + half]
+        whole, half, times = settings.crop, settings.crop // 2, slice(first, first + settings.span)
+        clean = data["clean"][which, times, top : top + whole, left : left + whole]
+        poor = data["spoiled"][which, times, top // 2 : top // 2 + half, left // 2 : left // 2 + half]
         large = resize(to_unit(poor), whole, whole) * 2 - 1
-        pair = torch.cat([signed(clean[None]), large.transpose(0, 1)[None]])
+        pair = torch.cat([signed(clean[None]), large.transpose(0, 1)[None]]).to(settings.device)
+        for axis in (-1, -2):
+            if draw.random() < 0.5:
+                pair = pair.flip(axis)
         if draw.random() < 0.5:
-            pair = pair.flip(-1)
+            pair = pair.transpose(-1, -2)
         yield pair[:1].contiguous(), pair[1:].contiguous()
 
 
@@ -234,14 +262,14 @@ def trained_vae(out: Path) -> VideoVAE:
     if not path.is_file():
         raise InputError("vae_missing", f"{path} is not there; train the autoencoder first: vae {out}.")
     vae = VideoVAE(TRAINED.vae)
-    vae.load_state_dict(torch.load(path, weights_only=True)["model"])
-    return vae
+    vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["model"])
+    return vae.requires_grad_(False)
 
 
 def trained_dit(out: Path) -> DiT:
     """The transformer that OUT holds."""
     dit = DiT(TRAINED.dit)
-    dit.load_state_dict(torch.load(out / "dit.pt", weights_only=True)["model"])
+    dit.load_state_dict(torch.load(out / "dit.pt", weights_only=True, map_location="cpu")["model"])
     return dit.requires_grad_(False)
 
 
@@ -266,6 +294,21 @@ def material(settings: Settings, out: Path) -> dict[str, NDArray[np.uint8]]:
         return {name: held[name] for name in ("clean", "spoiled")}
 
 
+def export(out: Path, into: Path) -> None:
+    """The four files of a SeedVR2 model, float16, under `into`."""
+    folder = into / "seedvr2"
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Any] = {
+        "seedvr2_ema_nano.pth": trained_dit(out).half().state_dict(),
+        "ema_vae.pth": trained_vae(out).half().state_dict(),
+    }
+    for name, content in (files | prompts()).items():
+        path = folder / name
+        torch.save(content, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        print(f'{name}: size = {path.stat().st_size}, sha256 = "{digest}"')
+
+
 def plot(losses: list[float], path: Path) -> None:
     """The losses as a picture, where matplotlib is installed."""
     try:
@@ -281,9 +324,13 @@ def plot(losses: list[float], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Train one part."""
+    """Train one part, or export what was trained."""
     options = parse(arguments)
     out: Path = options.pop("out")
+    into = options.pop("into")
+    if options["part"] == "export":
+        export(out, into)
+        return
     minutes, threads = options.pop("minutes"), options.pop("threads")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
@@ -295,13 +342,15 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("part", choices=("vae", "dit"))
+    parser.add_argument("part", choices=("vae", "dit", "export"))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--into", type=Path, default=Path(__file__).resolve().parents[1] / "weights")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
-    for name, default in (("steps", 2000), ("batch", 4), ("crop", 64), ("clips", 160), ("seed", 0)):
+    for name, default in (("steps", 2000), ("batch", 4), ("crop", 64), ("clips", 720), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return vars(parser.parse_args(arguments))
 
 

@@ -23,12 +23,11 @@ from app.models.seedvr2.segment import (
 )
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
-from app.models.seedvr2.variants import VARIANTS
 from tests import seeded
 from tests.golden import draw
-from tests.models.nano import moving, restorer
+from tests.models.nano import SMALL, moving, restorer
 
-NANO = VARIANTS["nano"].vae
+NANO = SMALL.vae
 
 
 @given(st.integers(1, 400), st.integers(SHORTEST, 40))

@@ -13,10 +13,10 @@ from app.models.latents.sd_config import SDConfig
 from app.models.latents.vqvae import VQVAE
 from app.models.latents.vqvae_config import VQConfig
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.variants import VARIANTS
 from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import VAEConfig
 from tests.golden import draw
+from tests.models.nano import SMALL
 from tests.seeded import randn
 
 CODECS = ("seedvr2-vae", "wan-vae", "vqvae", "sd-vae")
@@ -26,7 +26,7 @@ CODECS = ("seedvr2-vae", "wan-vae", "vqvae", "sd-vae")
 def codec(name: str) -> SeedVR2Codec | WanCodec | VQCodec | ImageCodec:
     """One for all tests: those that change its weights put them back."""
     if name == "seedvr2-vae":
-        return SeedVR2Codec(draw(VideoVAE(VARIANTS["nano"].vae), "latents/"))
+        return SeedVR2Codec(draw(VideoVAE(SMALL.vae), "latents/"))
     if name == "wan-vae":
         return WanCodec(draw(WanVAE(VAEConfig.nano()), "latents/"))
     if name == "vqvae":
