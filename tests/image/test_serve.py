@@ -135,8 +135,8 @@ def shut(volume: Path) -> None:
     ("spoil", "code", "names"),
     [
         (nothing, "checkpoint_missing", "seedvr2_ema_nano.pth"),
-        (cut_off, "checkpoint_truncated", "ema_vae.pth"),
-        (another_model, "checkpoint_tensors", "seedvr2_ema_nano.pth"),
+        (cut_off, "checkpoint_size", "ema_vae.pth"),
+        (another_model, "checkpoint_size", "seedvr2_ema_nano.pth"),
         (closed, "", "ema_vae.pth"),
         (shut, "checkpoint_missing", "seedvr2_ema_nano.pth"),
     ],

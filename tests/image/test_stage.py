@@ -17,15 +17,15 @@ LARGE = 100_000_000  # bytes: more than Docker's /dev/shm, which has 64 MiB
 
 
 @pytest.fixture(scope="module")
-def slow_volume(nano_volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """nano's volume with a large transformer, on a file system that is not local: through FUSE, as network
+def slow_volume(wan_volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """nano-wan's volume with a large transformer, on a file system that is not local: through FUSE, as network
     volumes are."""
     if shutil.which("fuse-overlayfs", path=search_path()) is None or not Path("/dev/fuse").exists():
         pytest.skip("fuse-overlayfs is not installed, or there is no /dev/fuse")
     folder = tmp_path_factory.mktemp("slow")
-    shutil.copytree(nano_volume, folder / "lower")
+    shutil.copytree(wan_volume, folder / "lower")
     (folder / "lower").chmod(0o755)
-    pad(folder / "lower" / "nano" / "seedvr2" / "seedvr2_ema_nano.pth")
+    pad(folder / "lower" / "nano" / "wan" / "self_forcing_nano.pt")
     mounted = folder / "mounted"
     mounted.mkdir()
     subprocess.run(
@@ -45,7 +45,7 @@ def pad(checkpoint: Path) -> None:
 
 def stage(engine: Engine, image: Built, volume: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return engine.run(
-        "run", "--rm", *options, "-v", f"{volume}:/workspace:ro", image.name, "stage", "nano", check=False
+        "run", "--rm", *options, "-v", f"{volume}:/workspace:ro", image.name, "stage", "nano-wan", check=False
     )
 
 
@@ -76,13 +76,13 @@ def test_memory_that_the_container_may_not_use_is_not_counted_on(
     assert "the container's memory limit leaves" in line_of(done.stdout)
 
 
-def test_a_local_volume_is_read_where_it_is(engine: Engine, image: Built, nano_volume: Path) -> None:
-    nano_volume.parent.chmod(0o755)
-    nano_volume.chmod(0o755)
-    done = stage(engine, image, nano_volume)
+def test_a_local_volume_is_read_where_it_is(engine: Engine, image: Built, wan_volume: Path) -> None:
+    wan_volume.parent.chmod(0o755)
+    wan_volume.chmod(0o755)
+    done = stage(engine, image, wan_volume)
     assert done.returncode == 0, done.stderr
     assert "local already" in line_of(done.stdout)
 
 
 def line_of(text: str) -> str:
-    return next(line for line in text.splitlines() if "seedvr2_ema_nano.pth" in line)
+    return next(line for line in text.splitlines() if "self_forcing_nano.pt" in line)
