@@ -18,8 +18,8 @@ LARGE = 100_000_000  # bytes: more than Docker's /dev/shm, which has 64 MiB
 
 @pytest.fixture(scope="module")
 def slow_volume(wan_volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """nano-wan's volume with a large transformer, on a file system that is not local: through FUSE, as network
-    volumes are."""
+    """nano-wan's volume with a large transformer, on a file system that is not local: through FUSE, as
+    network volumes are."""
     if shutil.which("fuse-overlayfs", path=search_path()) is None or not Path("/dev/fuse").exists():
         pytest.skip("fuse-overlayfs is not installed, or there is no /dev/fuse")
     folder = tmp_path_factory.mktemp("slow")
