@@ -69,8 +69,12 @@ class SDConfig:
 
     @classmethod
     def nano(cls) -> SDConfig:
-        """A toy: four channels over squares of 4 x 4 pixels; latents of about unit variance."""
-        return cls(block_out_channels=(16, 16, 16), norm_num_groups=4, scaling_factor=2.0, force_upcast=False)
+        """A toy, trained by tools/train_nano_vae.py: sixteen channels of about unit variance over squares of
+        4 x 4 pixels."""
+        return cls(
+            block_out_channels=(16, 24, 40), latent_channels=16, norm_num_groups=1, scaling_factor=1.0,
+            force_upcast=False,
+        )  # fmt: skip
 
     @classmethod
     def from_original(cls, original: Mapping[str, Any], where: str = "config.json") -> SDConfig:
