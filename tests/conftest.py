@@ -17,6 +17,7 @@ import imageio_ffmpeg
 import pytest
 
 import entrypoint
+from app.boot.manifest import read_manifest
 from tools import make_nano
 
 
@@ -26,6 +27,20 @@ def nano_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("volume")
     make_nano.main(root, ["seedvr2"])
     return root
+
+
+@pytest.fixture
+def any_nano(tmp_path: Path) -> Path:
+    """A manifest of one's own whose nano files may have any size and hash: what a test made of them is then
+    judged by what the files hold, and their staged copies are no other process's."""
+    path, known = tmp_path / "any_nano.toml", read_manifest()
+    lines = []
+    for name in known.models["nano"].parts.values():
+        entry = known.files[name]
+        lines += [f'[file."{name}"]', f'path = "{entry.path}"', f'format = "{entry.format}"']
+        lines += [f"stage = {str(entry.stage).lower()}"]
+    path.write_text("\n".join(lines))
+    return path
 
 
 @pytest.fixture(scope="session")

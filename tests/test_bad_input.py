@@ -159,11 +159,13 @@ def test_checkpoints(
     seedpod: Seedpod,
     short_clip: Path,
     tmp_path: Path,
+    any_nano: Path,
 ) -> None:
     spoil(volume)
     output = tmp_path / "out.mp4"
-    refused(seedpod("check", "nano", SEEDPOD_ROOTS=volume), 78, code, *parts)
-    outcome = seedpod("run", "restore", short_clip, "-o", output, "--model", "nano", SEEDPOD_ROOTS=volume)
+    settings = {"SEEDPOD_ROOTS": volume, "SEEDPOD_MANIFEST": any_nano}
+    refused(seedpod("check", "nano", **settings), 78, code, *parts)
+    outcome = seedpod("run", "restore", short_clip, "-o", output, "--model", "nano", **settings)
     refused(outcome, 78, code, *parts)
     assert not (volume / "bang").exists()
     assert not output.exists()

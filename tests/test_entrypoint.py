@@ -69,9 +69,9 @@ def test_check_speaks_json(nano_volume: Path, seedpod: Seedpod) -> None:
 
 
 def test_stage_then_run_uses_the_copy(
-    nano_volume: Path, short_clip: Path, seedpod: Seedpod, tmp_path: Path
+    nano_volume: Path, short_clip: Path, seedpod: Seedpod, tmp_path: Path, any_nano: Path
 ) -> None:
-    settings = {"SEEDPOD_ROOTS": nano_volume, "SEEDPOD_STAGE": "shm"}
+    settings = {"SEEDPOD_ROOTS": nano_volume, "SEEDPOD_STAGE": "shm", "SEEDPOD_MANIFEST": any_nano}
     status, out, err = seedpod("stage", "nano", **settings)
     assert status == 0, err
     copy = Path(out.split(" -> ")[1].split(" (")[0])
@@ -115,19 +115,23 @@ def test_a_copy_vouches_for_no_other_source(nano_volume: Path, seedpod: Seedpod,
 
 
 def test_convert_then_check_prefers_the_small_file(
-    nano_volume: Path, seedpod: Seedpod, tmp_path: Path
+    nano_volume: Path, seedpod: Seedpod, tmp_path: Path, any_nano: Path
 ) -> None:
     volume = Path(shutil.copytree(nano_volume, tmp_path / "volume"))
-    status, out, err = seedpod("convert", "nano", "--dtype", "bf16", SEEDPOD_ROOTS=volume)
+    vae = volume / NANO / "ema_vae.pth"
+    wide = {name: x.float() for name, x in torch.load(vae, weights_only=True).items()}
+    torch.save(wide, vae)
+    settings = {"SEEDPOD_ROOTS": volume, "SEEDPOD_MANIFEST": any_nano}
+    status, out, err = seedpod("convert", "nano", "--dtype", "bf16", **settings)
     assert status == 0, err
     made = Path(out.strip())
     assert made.name == "seedvr2_ema_nano.bf16.safetensors"
     master = torch.load(volume / NANO / "seedvr2_ema_nano.pth", weights_only=True)
     for name, tensor in load_file(made).items():
         assert torch.equal(tensor, master[name] if name.endswith("freqs") else master[name].bfloat16())
-    status, out, err = seedpod("convert", "nano", "--dtype", "fp16", "--part", "vae", SEEDPOD_ROOTS=volume)
+    status, out, err = seedpod("convert", "nano", "--dtype", "fp16", "--part", "vae", **settings)
     assert status == 0, err
-    status, out, _ = seedpod("check", "nano", "--json", SEEDPOD_ROOTS=volume)
+    status, out, _ = seedpod("check", "nano", "--json", **settings)
     taken = {file["part"]: Path(file["path"]).name for file in json.loads(out)["files"]}
     assert status == 0
     assert taken["dit"] == "seedvr2_ema_nano.bf16.safetensors"
