@@ -16,7 +16,6 @@ from app.models.seedvr2.config import DiTConfig, config_3b, config_7b
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.restore import RestoreOptions
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.variants import VARIANTS
 from app.models.wan.config import VARIANTS as WAN
 from app.models.wan.layout import Layout
 from app.models.wan.transformer import Transformer
@@ -27,9 +26,10 @@ from benchmarks.card import generate, restore
 from benchmarks.card.bench import Bench, drawn
 from benchmarks.models import flops
 from tests.card import card
+from tests.models.nano import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO = VARIANTS["nano"]
+NANO = SMALL
 CPU = torch.device("cpu")
 # What a bare machine with a card has not: see the module's own words.
 LACKING = (

@@ -91,7 +91,8 @@ def noise(options: RestoreOptions, count: int) -> Iterator[Frame]:
 
 def operations(variant: Variant, options: RestoreOptions, count: int) -> Operations:
     """Those of matrix products, convolutions and attention that a clip of `count` frames takes."""
-    height, width = (-(-side // 16) * 16 // 8 for side in (options.height, options.width))
+    factor = variant.vae.spatial_factor
+    height, width = (-(-side // 16) * 16 // factor for side in (options.height, options.width))
     latents = variant.vae.latents_holding(count)
     encode, decode = slices(variant.vae, latents, height, width)
     windows = [len(window) for window in spans(latents, options.window)]

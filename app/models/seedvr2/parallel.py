@@ -184,7 +184,9 @@ def hold(member: Member, name: str, dit: DiT) -> None:
 
 def _load_share(member: Member, load: Load, path: Path, *arguments: object) -> None:
     """An order: load a transformer."""
-    hold(member, str(path), load(path, member.device, *arguments))
+    # Not in inference mode, as orders are: threads that read and cast weights write into them outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        hold(member, str(path), load(path, member.device, *arguments))
 
 
 def _pass_share(
