@@ -171,7 +171,7 @@ def table(rows: Sequence[Row]) -> None:
             lines.append([*start, "-", "-", "-", "does not fit", "-"])
             continue
         choice, need = row.fit.choice, row.fit.need
-        tile = "whole frames" if choice.tile is None else f"{choice.tile * 8} px"
+        tile = "whole frames" if row.fit.tile is None else f"{row.fit.tile} px"
         place = "host" if choice.stream else "card"
         lines.append(
             [*start, f"{choice.window}", tile, place, f"{need.device / GB:.1f}", f"{need.host / GB:.1f}"]

@@ -141,7 +141,7 @@ def run_restore(
     found = _fit(job, restorer, edges)
     progress.finish(str(found))
     job = _done_as(job, found.choice)
-    notes += _given_up(job, found.choice)
+    notes += _given_up(job, found)
     pieces = _segments(job, restorer, edges)
     count = sum(len(piece.made) for piece in pieces)
     if count > job.most_frames:
@@ -267,6 +267,7 @@ def _fit(job: RestoreJob, restorer: Restorer, edges: Sequence[int]) -> Fit:
         guided=options.guidance != 1.0,
         noised=options.condition_noise > 0,
         color=options.color,
+        unit=config.spatial_factor,
     )
     asked = job.request.tile
     wanted = fitting.Limits(
@@ -283,16 +284,16 @@ def _done_as(job: RestoreJob, choice: Choice) -> RestoreJob:
     return replace(job, options=options)
 
 
-def _given_up(job: RestoreJob, choice: Choice) -> list[str]:
+def _given_up(job: RestoreJob, found: Fit) -> list[str]:
     """What memory changed of the result, in sentences."""
     notes = []
-    if choice.tile is not None and job.request.tile is None:
+    if found.tile is not None and job.request.tile is None:
         notes.append(
-            f"Memory was short for whole frames: the autoencoder took tiles, as with tile "
-            f"{choice.tile * 8} on any machine."
+            "Memory was short for whole frames: the autoencoder took tiles, as with tile "
+            f"{found.tile} on any machine."
         )
-    if choice.window < job.request.window:
-        asked, got = job.request.window, choice.window
+    if found.choice.window < job.request.window:
+        asked, got = job.request.window, found.choice.window
         notes.append(f"Memory was short for windows of {asked} latents: this was made with {got}.")
     return notes
 

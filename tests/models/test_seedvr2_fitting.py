@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -79,3 +79,11 @@ def test_it_is_told_in_words() -> None:
         "windows of 31 latents, tiles of 768 pixels: up to 27.3 GB of the device's"
     )
     assert "up to 58.4 GB of the machine's 88.6 GB" in str(fitted(80, apart=False))
+
+
+def test_a_tile_is_told_in_pixels_of_its_own_autoencoder() -> None:
+    """As a request would ask for it: the VAEs' strides differ."""
+    task = replace(TASK, unit=4)
+    room = Room(int(24.3 * SLACK * GB) + KERNELS, PLENTY, True)
+    found = fit(Linear(), task, room, LONG, "It")
+    assert found.choice.tile == 96 and found.tile == 384 and "tiles of 384 pixels" in str(found)

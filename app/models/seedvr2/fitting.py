@@ -66,14 +66,35 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was chosen, and what it takes of what there is."""
+    """What was chosen, what it takes of what there is, and pixels of a latent's side."""
 
     choice: Choice
     need: Need
     room: Room
+    unit: int
+
+    @property
+    def tile(self) -> int | None:
+        """Pixels of a tile's side, None for whole frames."""
+        return None if self.choice.tile is None else self.choice.tile * self.unit
 
     def __str__(self) -> str:
-        return f"{ways(self.choice)}: {taken(self.need, self.room)}"
+        return f"{self.way}: {self.taken}"
+
+    @property
+    def way(self) -> str:
+        """The choice in words."""
+        tile = "whole frames" if self.tile is None else f"tiles of {self.tile} pixels"
+        blocks = ", the transformer in the host's memory" if self.choice.stream else ""
+        return f"windows of {self.choice.window} latents, {tile}{blocks}"
+
+    @property
+    def taken(self) -> str:
+        """What is needed and what there is, in words."""
+        device, host = self.room.claims(self.need)
+        where = "device" if self.room.apart else "machine"
+        text = f"up to {decimal(device)} of the {where}'s {decimal(self.room.device)}"
+        return f"{text} and {decimal(host)} of the host's {decimal(self.room.host)}" if host else text
 
 
 def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
@@ -91,11 +112,11 @@ def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
     for window in _windows(min(limits.window, task.latents), limits):
         for choice in _ways(window, max(task.frame), limits, fits):
             if fits(choice):
-                return Fit(choice, needs.need(task, choice), room)
+                return Fit(choice, needs.need(task, choice), room, task.unit)
+    least = Fit(choice, needs.need(task, choice), room, task.unit)
     raise UnavailableError(
         "memory_short",
-        f"{what} takes {taken(needs.need(task, choice), room)} that are free, by {ways(choice)}; ask for a "
-        f"smaller size"
+        f"{what} takes {least.taken} that are free, by {least.way}; ask for a smaller size"
         f"{'' if limits.shorten else ' or a shorter window'}"
         f"{'' if limits.tile is None else ', leave tile unset'}, free memory, or use a larger GPU.",
     )
@@ -127,17 +148,3 @@ def _ways(window: int, longest: int, limits: Limits, fits: Callable[[Choice], bo
 def _largest(rising: Sequence[Choice], fits: Callable[[Choice], bool]) -> Choice:
     """The last of these that fits, or the first one if none does."""
     return rising[max(bisect_right(rising, False, key=lambda choice: not fits(choice)) - 1, 0)]
-
-
-def ways(choice: Choice) -> str:
-    """A choice in words."""
-    tile = "whole frames" if choice.tile is None else f"tiles of {choice.tile * 8} pixels"
-    blocks = ", the transformer in the host's memory" if choice.stream else ""
-    return f"windows of {choice.window} latents, {tile}{blocks}"
-
-
-def taken(need: Need, room: Room) -> str:
-    """What is needed and what there is, in words."""
-    device, host = room.claims(need)
-    text = f"up to {decimal(device)} of the {'device' if room.apart else 'machine'}'s {decimal(room.device)}"
-    return f"{text} and {decimal(host)} of the host's {decimal(room.host)}" if host else text

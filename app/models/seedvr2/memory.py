@@ -47,7 +47,7 @@ class Choice:
 @dataclass(frozen=True)
 class Task:
     """What is asked, as far as memory depends on it. latents: of the longest shot. frame, source: height and
-    width in latents; bytes of a frame that is kept for colour repair."""
+    width in latents; bytes of a frame that is kept for colour repair. unit: pixels of a latent's side."""
 
     latents: int
     frame: Size
@@ -56,6 +56,7 @@ class Task:
     guided: bool = False
     noised: bool = False
     color: ColorFix = "lab"
+    unit: int = 8
 
 
 @dataclass(frozen=True)
