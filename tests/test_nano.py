@@ -24,7 +24,7 @@ from tools.measure_nano import clips, compared, nano, restored, seam, spoiled, t
 from tools.nano_data import scene, stacked
 from tools.nano_forward import decode, encode, velocity
 from tools.nano_start import start_dit
-from tools.train_nano import TRAINED, Settings, linear_code, signed, training
+from tools.train_nano import TRAINED, Settings, linear_code, parse, signed, training
 
 SMALL = Settings("vae", steps=4, clips=2, frames=3, height=96, width=96, span=3, crop=32, batch=1, rate=1e-3)
 
@@ -130,6 +130,12 @@ def test_it_goes_on_as_if_it_had_never_stopped(
     assert second.losses == straight.losses and len(straight.losses) == 4
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_a_plain_run_is_the_one_that_trained_what_ships() -> None:
+    options = parse(["dit", "out", "--batch", "3"])
+    assert (options["steps"], options["batch"], options["rate"]) == (1800, 3, 5e-4)
+    assert parse(["vae", "out"])["steps"] == 150
 
 
 def test_another_training_is_not_gone_on_with(data: dict[str, np.ndarray], tmp_path: Path) -> None:
