@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ with ranks.work(sharing.sleep):
     open({str(tmp_path / "pids")!r}, "w").write(" ".join(map(str, pids)))
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run(["python", "-c", code])
+    done = subprocess.run([sys.executable, "-c", code])
     assert done.returncode == -9
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
