@@ -1,13 +1,13 @@
-"""Every benchmark, one of them, or the figures of the page, which are their output.
+"""Every benchmark, one of them, or the figures of the pages, which are what commands print.
 
     python -m benchmarks                        every script, one after the other
     python -m benchmarks NAME [OPTIONS]         one of them
-    python -m benchmarks --write [NAME ...]     run the commands that docs/benchmarks.md names, and put what
-                                                they print there; only those of these scripts
+    python -m benchmarks --write [NAME ...]     run the commands that README.md and docs/ name, and put what
+                                                they print there; only those that run these scripts
     python -m benchmarks --write NAME --from F  the same with what the one command printed on another machine
 
 A script ends with status 69 where this machine lacks what it measures, such as a card: that is no failure,
-and what the page holds of it stays.
+and what a page holds of it stays. Tables that come from the code are written by tools/make_docs.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import page
+from tools import page
 
 FOLDER = Path(__file__).resolve().parent
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 UNAVAILABLE = 69
 
 
@@ -58,22 +57,27 @@ def run(script: str, *options: str) -> int:
 
 
 def write(arguments: Sequence[str]) -> int:
-    """Fill the page; 1 if a command failed, and its figures are left as they were."""
+    """Fill the pages, a part at a time; 1 if a command failed, and its part is left as it was."""
+    held = [(path, command) for path in page.pages() for command in page.commands(path.read_text())]
+    names = {page.script(command) for _, command in held} - {"make_docs"}
     parser = argparse.ArgumentParser("python -m benchmarks --write")
-    parser.add_argument("names", nargs="*", choices=[[], *scripts()], metavar="NAME")
-    parser.add_argument(
-        "--from", type=Path, dest="taken", help="what the one NAME printed on another machine"
-    )
+    parser.add_argument("names", nargs="*", choices=[[], *sorted(names)], metavar="NAME")
+    parser.add_argument("--from", type=Path, dest="taken", help="what the one command of NAME printed")
     options = parser.parse_args(arguments)
-    names, taken = options.names, options.taken
-    if taken and len(names) != 1:
-        parser.error("--from is of one NAME")
-    measure = page.measured if taken is None else lambda command: taken.read_text()
-    filled, failed = page.fill(PAGE.read_text(), names, measure)
-    PAGE.write_text(filled)
-    for command in failed:
-        print(f"left as it was: {command}", file=sys.stderr)
-    return int(bool(failed))
+    wanted = options.names or names
+    chosen = [(path, command) for path, command in held if page.script(command) in wanted]
+    if options.taken and len(chosen) != 1:
+        parser.error(f"--from is of one command; these are {len(chosen)}")
+    failed = False
+    for path, command in chosen:
+        printed = options.taken.read_text() if options.taken else page.measured(command)
+        if printed is None:
+            print(f"left as it was: {command}", file=sys.stderr)
+            failed = True
+        else:
+            parts = {command: page.section(command, printed)}
+            path.write_text(page.fill(path.read_text(), parts.get))  # read again: measuring takes an hour
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import page
 from benchmarks.machine import show
+from tools import page
 
 TEXT = """# Figures
 
@@ -20,58 +20,76 @@ old boot
 
 <!-- OMP_NUM_THREADS=1 python -m benchmarks.models: begin -->
 <!-- end -->
+
+<!-- python tools/make_docs.py models: begin -->
+a table of the code
+<!-- end -->
 """
 TABLE = "\n**Title**\n\n| what | s |\n| ---- | -: |\n| a | 1 |\n\nmachine; load 0.1\n"
 
 
-def test_what_a_command_prints_stands_under_it() -> None:
-    filled, failed = page.fill(TEXT, [], lambda command: TABLE if "boot" in command else "plain text")
-    assert failed == []
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page, the only one."""
+    path = tmp_path / "page.md"
+    path.write_text(TEXT)
+    monkeypatch.setattr(page, "pages", lambda: [path])
+    return path
+
+
+def test_what_commands_print_stands_under_them(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "measured", lambda command: TABLE if "boot" in command else "plain text")
+    assert command.main(["--write"]) == 0
+    filled = there.read_text()
     assert filled.startswith(
         "# Figures\n\nProse.\n\n<!-- python -m benchmarks.boot --repeat 3: begin -->\n`python"
     )
     assert "old boot" not in filled and TABLE.strip() in filled
     assert "`OMP_NUM_THREADS=1 python -m benchmarks.models`\n\n```\nplain text\n```\n<!-- end -->" in filled
-    again, _ = page.fill(filled, [], lambda command: TABLE if "boot" in command else "plain text")
-    assert again == filled
+    assert "a table of the code" in filled
 
 
-def test_what_fails_leaves_what_was_there() -> None:
-    filled, failed = page.fill(TEXT, [], lambda command: None)
-    assert filled == TEXT
-    assert failed == ["python -m benchmarks.boot --repeat 3", "OMP_NUM_THREADS=1 python -m benchmarks.models"]
+def test_what_fails_leaves_what_was_there(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(page, "measured", lambda command: TABLE if "models" in command else None)
+    assert command.main(["--write"]) == 1
+    assert "old boot" in there.read_text() and TABLE.strip() in there.read_text()
+    assert "left as it was: python -m benchmarks.boot --repeat 3" in capsys.readouterr().err
 
 
-def test_only_the_scripts_that_are_named_are_run() -> None:
+def test_only_the_scripts_that_are_named_are_run(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    filled, _ = page.fill(TEXT, ["models"], lambda command: asked.append(command) or TABLE)
+    monkeypatch.setattr(page, "measured", lambda command: asked.append(command) or TABLE)
+    assert command.main(["--write", "models"]) == 0
     assert asked == ["OMP_NUM_THREADS=1 python -m benchmarks.models"]
-    assert "old boot" in filled and TABLE.strip() in filled
+    assert "old boot" in there.read_text() and TABLE.strip() in there.read_text()
 
 
-@pytest.mark.parametrize(
-    ("code", "printed"), [("print('told')", "told\n"), ("raise SystemExit(69)", None), ("1 / 0", None)]
-)
-def test_a_command_is_run_with_its_environment(code: str, printed: str | None, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"import os\nassert os.environ['THERE'] == 'a b'\n{code}\n")
-    assert page.measured(f"THERE='a b' python {script}") == printed
+def test_a_page_that_was_edited_meanwhile_keeps_that(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(command: str) -> str:
+        there.write_text(there.read_text().replace("Prose.", "Better prose."))
+        return TABLE
+
+    monkeypatch.setattr(page, "measured", measured)
+    assert command.main(["--write"]) == 0
+    assert "Better prose." in there.read_text() and "old boot" not in there.read_text()
 
 
-def test_figures_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, taken = tmp_path / "page.md", tmp_path / "boot.txt"
-    there.write_text(TEXT)
+def test_figures_of_another_machine(there: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "boot.txt"
     taken.write_text(TABLE)
-    monkeypatch.setattr(command, "PAGE", there)
     assert command.main(["--write", "boot", "--from", str(taken)]) == 0
     assert TABLE.strip() in there.read_text()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nothing"], ["--write", "nothing"], ["--write", "--from", "F"],
+    "arguments", [["nothing"], ["--write", "nothing"], ["--write", "make_docs"], ["--write", "--from", "F"],
                   ["--write", "boot", "models", "--from", "F"]],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_makes_no_sense_is_refused(
+    arguments: list[str], there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         sys.exit(command.main(arguments))
     assert ended.value.code in (2, 64)

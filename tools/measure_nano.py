@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What nano's trained weights do to clips that they were not trained on: the figures of docs/nano.md.
 
-    python tools/measure_nano.py [--write docs/nano.md] [--pictures docs/img]
+    python tools/measure_nano.py [--pictures docs/img]
+
+`python -m benchmarks --write measure_nano` puts them there.
 
 Each clip is halved, gets noise of 15/255 and H.264 at CRF 35; nano restores it at twice the size in one step,
 with the options that a job has where it names none. Bicubic enlargement of the same clip stands beside it.
@@ -25,7 +27,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.boot.manifest import read_manifest
-from app.device import place
+from app.device import Placement, place
 from app.models.latents.quality import Quality, measure
 from app.models.seedvr2.load import load_restorer
 from app.models.seedvr2.restore import RestoreOptions, Restorer
@@ -45,7 +47,6 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "clip.mp4"
 DRAWN = range(100_000, 100_008)  # scenes; training begins at 0
 NOISE, CRF = 15.0, 35
 CAPTION, GAP = 24, 6  # of pictures, in pixels
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class Row:
         return self.after.psnr - self.before.psnr, self.after.ssim - self.before.ssim
 
 
-def nano(root: Path = TRAINED) -> Restorer:
-    """Nano from the files that ship, as a job has it: loaded by the product's own loader."""
+def nano(root: Path = TRAINED, placement: Placement | None = None) -> Restorer:
+    """Nano from the files that ship, as a job has it: loaded by the product's own loader; in float32 on the
+    CPU unless told otherwise."""
     manifest = read_manifest()
     parts = manifest.models["nano"].parts
     files = {}
@@ -76,7 +78,7 @@ def nano(root: Path = TRAINED) -> Restorer:
         entry = manifest.files[name]
         path = root / Path(*entry.path.parts[1:])
         files[part] = Source(path, entry.format, path)
-    return load_restorer("nano", files, Loading(place("cpu", "float32"), 1, Silent()))
+    return load_restorer("nano", files, Loading(placement or place("cpu", "float32"), 1, Silent()))
 
 
 def clips(frames: int = 17, height: int = 128, width: int = 160) -> Iterator[tuple[str, Clip]]:
@@ -177,10 +179,9 @@ def picture(row: Row, path: Path, moments: Sequence[float] = (0.5,)) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print, and write where asked to."""
+    """Measure, print, and draw where asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--root", type=Path, default=TRAINED, help="the folder of the weights")
-    parser.add_argument("--write", type=Path, help="a page whose figures are replaced")
     parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
     options = parser.parse_args(arguments)
     restorer = nano(options.root)
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
         poor = spoiled(clean)
         rows.append(compared(name, clean, poor, restored(restorer, poor, RestoreOptions(*clean.shape[1:3]))))
         alone.append(through(restorer.vae, clean))
-        print(table(rows[-1:], alone[-1:])[2], flush=True)
+        print(table(rows[-1:], alone[-1:])[2], file=sys.stderr, flush=True)
     lines = table(rows, alone)
     options_of_a_job = RestoreOptions(*rows[0].clean.shape[1:3])
     at, alone_at = seam(restorer, rows[0], options_of_a_job)
@@ -205,10 +206,6 @@ def main(arguments: Sequence[str]) -> None:
         for row in (rows[0], rows[2], rows[5]):
             name = Path(row.name).stem.replace(" ", "-")
             picture(row, options.pictures / f"nano-{name}.png")
-    if options.write:
-        page = options.write.read_text()
-        begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-        options.write.write_text(page[:begin] + "\n" + "\n".join(lines) + "\n" + page[end:])
 
 
 if __name__ == "__main__":
