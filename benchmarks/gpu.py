@@ -136,8 +136,8 @@ def matrix_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the best of some products of random matrices, as a linear layer has them."""
     x, weight = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = {"": lambda: torch.nn.functional.linear(x, weight)}
-    in_turns(product, 1.0, device.type, most=5)
-    return 2.0 * side**3 / min(in_turns(product, 2.0, device.type, most=20)[""])
+    in_turns(product, 1.0, str(device), most=5)
+    return 2.0 * side**3 / min(in_turns(product, 2.0, str(device), most=20)[""])
 
 
 def generate_tables(sizes: Sizes, bench: Bench, attempt: Attempts) -> None:

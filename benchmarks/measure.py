@@ -42,11 +42,11 @@ def peak_of(way: Way, device: str = "cpu") -> int:
     give_back()
     if device.startswith("cuda"):
         _wait(device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         way()
         _wait(device)
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     before = reset_host_peak()
     way()
     return host_peak() - before
@@ -73,4 +73,4 @@ def _status(key: str) -> int:
 
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

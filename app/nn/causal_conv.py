@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from app.nn.linear import slow_in
 
-LARGEST = 2**31 - 1  # elements of a convolution's input
+LARGEST = 2**31 - 1  # elements of a convolution's input, and of what it gives
 WIDENED = 2**22  # elements of an input that are widened to float32 at a time
 _onednn_is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
 
@@ -145,10 +145,13 @@ def convolve(
     kernel = weight, stride, padding
     if x.device.type == "cpu" and slow_in(x.dtype):
         wide = weight.float(), None if bias is None else bias.float()
-        return _in_parts(x, lambda part: convolve(part.float(), *wide, stride, padding), *kernel, WIDENED)
-    if x.numel() > LARGEST:
+        own = WIDENED // (x.numel() // x.shape[2])
+        return _in_parts(x, lambda part: convolve(part.float(), *wide, stride, padding), *kernel, own)
+    largest = x.numel() // x.shape[1] * max(x.shape[1], len(weight))
+    if largest > LARGEST:
         # Kernels index with 32 bits, and what torch does beyond is many times slower.
-        return _in_parts(x, lambda part: F.conv3d(part, weight, bias, stride, padding), *kernel, LARGEST)
+        own = LARGEST // (largest // x.shape[2])
+        return _in_parts(x, lambda part: F.conv3d(part, weight, bias, stride, padding), *kernel, own)
     return F.conv3d(x, weight, bias, stride, padding)
 
 
@@ -158,10 +161,10 @@ def _in_parts(
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
-    most: int,
+    own: int,
 ) -> Tensor:
-    """A convolution, `way`, of few frames at a time: of as many as hold `most` elements, or of what one
-    frame of the result needs."""
+    """A convolution, `way`, of few frames at a time: of `own` of the input, or those of one frame of the
+    result."""
     kernel, step = weight.shape[2], stride[0]
     frames, height, width = (
         (x.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis]) // stride[axis] + 1
@@ -169,7 +172,6 @@ def _in_parts(
     )
     shape = len(x), len(weight), frames, height, width
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    own = most // (x.numel() // x.shape[2])  # frames of the input that may pass at once
     at_once = max(1, (own - kernel) // step + 1)
     for begin in range(0, frames, at_once):
         end = min(begin + at_once, frames)

@@ -63,11 +63,13 @@ class Ranks:
         Raises:
             UnavailableError: `device_unavailable`: there are fewer cards.
         """
+        first, there = device.index or 0, torch.cuda.device_count() if device.type == "cuda" else 0
+        if device.type == "cuda":
+            device = torch.device("cuda", first)  # torch joins no group on a card without a number
         self.member = Member(0, count, device)
         self._patience = patience
         self._others: list[_Other] = []
         self._ended: str | None = None
-        first, there = device.index or 0, torch.cuda.device_count() if device.type == "cuda" else 0
         if device.type == "cuda" and first + count > there:
             raise UnavailableError(
                 "device_unavailable",

@@ -62,7 +62,7 @@ def taken(way: Callable[[], object], device: torch.device) -> Taken:
         return Taken(took, host_peak(), host_peak())
     give_back()
     torch.cuda.reset_peak_memory_stats(device)
-    took = seconds(way, "cuda")
+    took = seconds(way, str(device))
     return Taken(took, torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
 
 

@@ -109,7 +109,7 @@ def timed_blocks(
 ) -> list[tuple[float, float]]:
     """Seconds of each block, with the pass that remembers the one before, and of its decoding: each waits
     for the other, which a clip of the pipeline need not do."""
-    kind, state, found = device.type, made.vae.new_state(), []
+    kind, state, found = str(device), made.vae.new_state(), []
     shape = layout(made, height, width, frames)
     blocks = generate_blocks(
         made.transformer, shape, Conditions({0: made.prompt}), SeededNoise(0, device), FewStep()
@@ -183,7 +183,7 @@ def text_rows(config: UMT5Config, tokens: tuple[int, ...], bench: Bench) -> list
         way = partial(model, ids, torch.ones_like(ids))
         way()
         found = taken(way, device)
-        took = in_turns({"": way}, 2.0, device.type)[""]
+        took = in_turns({"": way}, 2.0, str(device))[""]
         counted = torch.ones(1, count, dtype=torch.int64, device="meta")
         rate = bench.share(flops(partial(shape, counted, counted)), min(took))
         rows.append([f"{count}", spread([1000 * each for each in took]), rate, found.memory])

@@ -54,7 +54,7 @@ def rows(nbytes: int, bench: Bench) -> list[list[str]]:
         }
         for way in ways.values():
             way()
-        taken = in_turns(ways, 60.0, device.type, most=ROUNDS)
+        taken = in_turns(ways, 60.0, str(device), most=ROUNDS)
         peaks = {name: host_peak_of(way, device) for name, way in ways.items()}
     both = [one + other for one, other in zip(taken[READ], taken[COPY], strict=True)]
     return [
@@ -78,5 +78,5 @@ def host_peak_of(way: Callable[[], object], device: torch.device) -> int:
     """Bytes of the host's memory that a way takes at its peak."""
     give_back()
     before = reset_host_peak()
-    seconds(way, device.type)
+    seconds(way, str(device))
     return host_peak() - before

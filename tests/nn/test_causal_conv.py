@@ -95,3 +95,15 @@ def test_an_input_beyond_32_bits_passes_in_parts(kind, monkeypatch):
     monkeypatch.setattr(causal_conv, "_onednn_is_available", lambda: False)
     monkeypatch.setattr(causal_conv, "LARGEST", 2 * 5 * 9 * 11 * 4)  # four frames
     torch.testing.assert_close(conv(x), plain(conv, x), rtol=0, atol=1e-5)
+
+
+def test_a_result_beyond_32_bits_passes_in_parts(monkeypatch):
+    conv, x = CausalConv3d(3, 8, padding=1), torch.randn(1, 3, 9, 6, 8)
+    monkeypatch.setattr(causal_conv, "_onednn_is_available", lambda: False)
+    monkeypatch.setattr(causal_conv, "LARGEST", 8 * 6 * 8 * 4)  # four frames of the result, ten of the input
+    made, real = [], F.conv3d
+    monkeypatch.setattr(F, "conv3d", lambda *arguments: made.append(real(*arguments)) or made[-1])
+    out = conv(x)
+    monkeypatch.undo()
+    torch.testing.assert_close(out, conv(x), rtol=0, atol=1e-5)
+    assert len(made) > 1 and max(part.numel() for part in made) <= 8 * 6 * 8 * 4

@@ -107,4 +107,4 @@ def test_more_cards_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.code == "device_unavailable"
     with pytest.raises(UnavailableError):
         Ranks(2, torch.device("cuda:1"))
-    Ranks(2, torch.device("cuda"))
+    assert Ranks(2, torch.device("cuda")).member.device == torch.device("cuda:0")  # torch joins no other
