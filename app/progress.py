@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
@@ -149,3 +149,15 @@ class Terminal:
         self._bars.update(
             self._task, completed=total, total=total or 1, description=f"{task.description}{suffix}"
         )
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Bars on a terminal, lines elsewhere; on stderr, as stdout is for results."""
+    if sys.stderr is None:
+        yield Silent()
+    elif sys.stderr.isatty():
+        with Terminal(Console(stderr=True)) as bars:
+            yield bars
+    else:
+        yield Lines()

@@ -35,10 +35,13 @@ def test_it_runs_from_any_folder_and_without_an_environment(nano_volume: Path, t
     assert "Nothing wrong with nano." in done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["fetch"], ["stage"], ["convert"], ["run", "restore"]])
-def test_every_command_has_help(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", ["", "check", "fetch", "stage", "convert", "serve", "run restore", "run generate",
+                "run autoencode", "bench autoencode"],
+)  # fmt: skip
+def test_every_command_has_help(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), *command, "--help"],
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), *command.split(), "--help"],
         capture_output=True,
         text=True,
     )

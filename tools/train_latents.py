@@ -33,7 +33,7 @@ from app.errors import ConfigError, FileError, InputError, SeedpodError, UsageEr
 from app.models.latents.sd_config import SDConfig
 from app.models.latents.train import Losses, Recipe, Trainer
 from app.models.latents.vqvae_config import VQConfig
-from app.progress import Lines, Progress, Terminal
+from app.progress import Progress, shown_progress
 from tools.training_data import Data, patterns, videos
 
 STATE, TABLE, PLOT = "training.pt", "losses.csv", "losses.png"
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     """Train; gives the exit status."""
     try:
         options = parse(arguments)
-        with progress_here() as progress:
+        with shown_progress() as progress:
             run(options, progress)
     except SeedpodError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
@@ -321,18 +321,6 @@ def bounded(kind: type[int] | type[float], least: float, most: float) -> Callabl
         return value
 
     return read
-
-
-@contextlib.contextmanager
-def progress_here() -> Iterator[Progress]:
-    """Bars on a terminal, else lines."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-
-        with Terminal(Console(stderr=True)) as bars:
-            yield bars
-    else:
-        yield Lines()
 
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ from app.models.latents.quality import Quality, measure
 from app.models.latents.sd_config import SDConfig
 from app.models.latents.train import Losses, Recipe, Trainer
 from app.models.source import Loading, Source
-from app.progress import Progress, Silent
+from app.progress import Progress, Silent, shown_progress
 from tools.make_nano import TRAINED
 from tools.measure_nano import clips
 from tools.nano_data import Clip, scene
-from tools.train_latents import PLOT, STATE, plot, progress_here, read_state, save, train, write
+from tools.train_latents import PLOT, STATE, plot, read_state, save, train, write
 from tools.training_data import Data, digest
 
 SCENES, FRAMES, HEIGHT, WIDTH = 320, 17, 128, 160
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.out is None and options.what != "measure":
         parser.error(f"{options.what} needs OUT")
     try:
-        with progress_here() as progress:
+        with shown_progress() as progress:
             WHAT[options.what](options, progress)
     except SeedpodError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)
