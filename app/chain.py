@@ -5,6 +5,7 @@ Each takes what the step before gave. `entrypoint.py` reads them off in order. K
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from app.boot.stage import Staged
     from app.nn.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 Files = Mapping[str, Mapping[str, Found]]  # model -> part -> file
 
@@ -225,10 +228,13 @@ def load_staged(
     job. `unread` are parts that no job will read: they are not staged.
 
     Raises:
+        ConfigError: `float8_unavailable`: no model has anything to keep in 8 bits.
         What `stage_files` and a model's loader raise. Staging is given up then.
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    if settings.dtype == "float8":
+        _refuse_float8(manifest, selection)
     cancel = cancel or threading.Event()
     files = found_files(selection)
     copies = _Copies(settings, files)
@@ -255,6 +261,16 @@ def load_staged(
             ahead.shutdown()
 
     return load(ahead.submit(stage_model, next(iter(files))))  # at once, not when the first is asked for
+
+
+def _refuse_float8(manifest: Manifest, selection: Selection) -> None:
+    """Unless a model has a transformer: beside it, others run as they do with bfloat16."""
+    if all(manifest.models[name].task == "autoencode" for name in selection.located):
+        raise ConfigError(
+            "float8_unavailable",
+            f"SEEDPOD_DTYPE is float8, which keeps the matrices of transformers in 8 bits, and autoencoders "
+            f"({', '.join(selection.located)}) have none; set SEEDPOD_DTYPE=bfloat16, or leave it unset.",
+        )
 
 
 def _ranks(settings: Settings) -> Ranks:
@@ -312,6 +328,7 @@ def _load(
     import time
 
     from app.device import place
+    from app.nn.float8 import PRODUCTS
 
     begin = time.perf_counter()
     sources = {}
@@ -325,8 +342,13 @@ def _load(
             partial(copies.done, name, found.path),
         )
     model = manifest.models[name]
+    codec = model.task == "autoencode"
+    dtype = "bfloat16" if codec and settings.dtype == "float8" else settings.dtype
+    placement = place(settings.device, dtype, metal=codec)
+    if placement.float8:
+        log.info("%s: matrices in float8, %s", name, PRODUCTS[placement.float8])
     loading = Loading(
-        place(settings.device, settings.dtype, metal=model.task == "autoencode"), settings.readers, progress,
+        placement, settings.readers, progress,
         text_encoder=settings.text_encoder, eager=eager, cache=settings.cache, ranks=ranks,
     )  # fmt: skip
     pipeline = load_model(model, sources, loading)

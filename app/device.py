@@ -9,10 +9,17 @@ from typing import Final
 import torch
 
 from app.boot.places import memory_limits
-from app.errors import UnavailableError
+from app.errors import ConfigError, UnavailableError
+from app.nn.float8 import Product
 
 UNKNOWN: Final = 4 * 10**9  # taken to be free where the kernel does not tell, as on macOS
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": torch.bfloat16,  # what is computed with; matrices lie in 8 bits
+}
+SCALED_FROM: Final = (8, 9)  # compute capability of the first cards (Ada) that multiply 8 bits by 8 bits
 
 
 @dataclass(frozen=True)
@@ -20,12 +27,14 @@ class Placement:
     """A device, the type of transformers on it, and that of convolutional autoencoders.
 
     Autoencoders run in float16 where transformers run in 16 bits: bfloat16's eight bits leave 129 levels
-    of brightness, and SeedVR2's and Wan's never overflow float16.
+    of brightness, and SeedVR2's and Wan's never overflow float16. float8: how products are made of the
+    matrices of transformers' blocks, where these lie in 8 bits.
     """
 
     device: torch.device
     dtype: torch.dtype
     conv_dtype: torch.dtype
+    float8: Product | None = None
 
 
 def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
@@ -36,6 +45,7 @@ def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
 
     Raises:
         UnavailableError: `device_unavailable`: the device is not there.
+        ConfigError: `float8_unavailable`: the device has no float8.
     """
     chosen = torch.device(_auto(metal) if device == "auto" else device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
@@ -52,12 +62,25 @@ def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
     fast = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     wanted = fast if dtype == "auto" else DTYPES[dtype]
     half = chosen.type == "cuda" and wanted != torch.float32
+    eight = _product(chosen) if dtype == "float8" else None
     if chosen.type == "cuda":
         # What runs in float32 needs it, in 16 bits too (the VQ-VAE, VAEs that overflow float16), and
         # convolutions would round to 10 bits (TF32) by default.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return Placement(chosen, wanted, torch.float16 if half else torch.float32)
+    return Placement(chosen, wanted, torch.float16 if half else torch.float32, eight)
+
+
+def _product(device: torch.device) -> Product:
+    """How products are made of matrices in 8 bits."""
+    if device.type == "mps":
+        raise ConfigError(
+            "float8_unavailable",
+            "SEEDPOD_DTYPE is float8, which Metal does not have; set SEEDPOD_DTYPE=bfloat16, or "
+            "SEEDPOD_DEVICE=cpu.",
+        )
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= SCALED_FROM
+    return "scaled" if able else "widened"
 
 
 def _auto(metal: bool) -> str:

@@ -72,8 +72,10 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
         description="auto (CUDA when there is one, else CPU), cpu, cuda, cuda:N or mps.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: bfloat16 on CUDA, float32 elsewhere."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = Field(
+        default="auto",
+        description="auto: bfloat16 on CUDA, float32 elsewhere. float8: bfloat16, and the matrices of the "
+        "transformers' blocks in 8 bits, which takes half their memory (docs/memory.md).",
     )
     sp_size: int = Field(
         default=1,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from app.boot.tensorfile import TensorEntry, TensorIndex, compare_tensors, matches, read_index, rename_tensors
-from app.boot.tensorread import DTYPES, read_tensors
+from app.boot.tensorread import DTYPES, Rows, read_tensors
 from app.errors import ConfigError
 from app.progress import Progress, Silent
 
@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# How far a stored buffer may lie from the one the module computes, relative: the rounding of its dtype.
-_ROUNDING: Final = {"F64": 1e-5, "F32": 1e-5, "F16": 2**-10, "BF16": 2**-7}
+# How far a stored buffer may lie from the one the module computes, relative and absolute: the rounding of its
+# dtype, and the smallest steps that it has.
+_ROUNDING: Final = {
+    "F64": (1e-5, 0.0),
+    "F32": (1e-5, 0.0),
+    "F16": (2**-10, 2**-24),
+    "BF16": (2**-7, 0.0),
+    "F8_E4M3": (2**-4, 2**-10),
+    "F8_E5M2": (2**-3, 2**-17),
+}
 
 
 def load(
@@ -52,9 +60,10 @@ def load(
 
     Args:
         build: called on the meta device. Submodules that make buffers themselves define
-            `reset_buffers()`, which sets them anew.
-        dtype: of the floating-point tensors, cast while they are read; None keeps the file's.
-            Integers and booleans are never cast.
+            `reset_buffers()`, which sets them anew; those that make their `weight` of a file's rows define
+            `receive_rows(device)`, which gives what takes them.
+        dtype: of the floating-point tensors, cast while they are read; None keeps the file's, but for
+            8 bits, in which nothing computes: they become bfloat16. Integers and booleans are never cast.
         rename: the model's name of a tensor in the file; None leaves the tensor out.
         section: the part of a file that holds several state dicts ("generator_ema").
         optional: names or shell patterns ("pose_proj.*"). Where the file has no tensor of a pattern,
@@ -83,10 +92,14 @@ def load(
     _refuse(index, _kinds(expected, renamed))
 
     places = {name: renamed.tensors[name] for name in expected if name not in computed}
-    tensors = {name: _empty(entry, torch.device(device), dtype) for name, entry in places.items()}
-    read_tensors(
-        index, [(places[name], tensor) for name, tensor in tensors.items()], readers, progress or Silent()
-    )
+    by_rows = _by_rows(model, torch.device(device))
+    tensors = {
+        name: _empty(entry, torch.device(device), dtype)
+        for name, entry in places.items()
+        if name not in by_rows
+    }
+    targets = [(entry, by_rows.get(name) or tensors[name]) for name, entry in places.items()]
+    read_tensors(index, targets, readers, progress or Silent())
     model.load_state_dict(tensors, strict=False, assign=True)
     _reset_buffers(model, torch.device(device))
     for name in absent:
@@ -128,9 +141,18 @@ def give_back() -> None:
 
 def _empty(entry: TensorEntry, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     stored = DTYPES[entry.dtype]
-    return torch.empty(
-        entry.shape, dtype=dtype if dtype and stored.is_floating_point else stored, device=device
-    )
+    if stored.is_floating_point:
+        stored = dtype or (stored if stored.itemsize > 1 else torch.bfloat16)
+    return torch.empty(entry.shape, dtype=stored, device=device)
+
+
+def _by_rows(model: nn.Module, device: torch.device) -> dict[str, Rows]:
+    """What takes the rows of which tensors."""
+    return {
+        f"{path}.weight": module.receive_rows(device)
+        for path, module in model.named_modules()
+        if callable(getattr(module, "receive_rows", None))
+    }
 
 
 def _kinds(expected: Mapping[str, Tensor], index: TensorIndex) -> list[str]:
@@ -170,10 +192,8 @@ def _compare_computed(model: nn.Module, index: TensorIndex, stored: Mapping[str,
     sentences = []
     for name, value in values.items():
         own = buffers[name].detach().to("cpu", torch.float64)
-        # The smallest steps of float16 are absolute: 2**-24.
-        close = torch.isclose(
-            value.to(torch.float64), own, rtol=_ROUNDING.get(stored[name].dtype, 0.0), atol=2**-24
-        )
+        relative, absolute = _ROUNDING.get(stored[name].dtype, (0.0, 0.0))
+        close = torch.isclose(value.to(torch.float64), own, rtol=relative, atol=absolute)
         if not close.all():
             worst = (value.to(torch.float64) - own).abs().max().item()
             sentences.append(f"Tensor {name} differs from what the model computes by up to {worst:.3g}.")

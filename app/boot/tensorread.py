@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,17 @@ DTYPES: Final = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
+
+
+class Rows(Protocol):
+    """A matrix that is made of a file's rows, some at a time and by several threads, and not kept as it is
+    stored."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def put(self, first: int, rows: Tensor) -> None:
+        """rows (count, columns), as stored, on the device: rows `first` and following."""
 
 
 class Reader:
@@ -99,18 +110,21 @@ def open_reader(path: Path) -> Iterator[Reader]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A part of a tensor to be read at once, into the `target` slice of its memory."""
+    """A part of a tensor to be read at once, into the `target` slice of its memory, or as rows from `first`
+    on."""
 
     entry: TensorEntry
     offset: int
     nbytes: int
-    target: Tensor
+    target: Tensor | Rows
+    first: int = 0
 
 
 def read_tensors(
-    index: TensorIndex, wanted: Iterable[tuple[TensorEntry, Tensor]], readers: int, progress: Progress
+    index: TensorIndex, wanted: Iterable[tuple[TensorEntry, Tensor | Rows]], readers: int, progress: Progress
 ) -> None:
-    """Fill each tensor, contiguous and of its entry's shape, from the file, casting where dtypes differ.
+    """Fill each tensor, contiguous and of its entry's shape, from the file, casting where dtypes differ, and
+    hand over each row of what is to be made of rows.
 
     Beyond the tensors themselves it takes a block of memory for each reader (pinned for CUDA), and for
     a tensor stored with strides its whole span.
@@ -132,11 +146,18 @@ def read_tensors(
     progress.finish()
 
 
-def _blocks(entry: TensorEntry, tensor: Tensor) -> Iterator[_Block]:
+def _blocks(entry: TensorEntry, tensor: Tensor | Rows) -> Iterator[_Block]:
     if entry.strides is not None:
         yield _Block(entry, entry.offset, entry.span, tensor)
         return
     item = DTYPES[entry.dtype].itemsize
+    if not isinstance(tensor, Tensor):
+        count, row = entry.shape[0], entry.shape[1] * item
+        step = max(1, BLOCK // row)
+        for first in range(0, count, step):
+            rows = min(step, count - first)
+            yield _Block(entry, entry.offset + first * row, rows * row, tensor, first)
+        return
     flat = tensor.view(-1)
     step = BLOCK // item
     for start in range(0, flat.numel(), step):
@@ -154,7 +175,7 @@ def _read_blocks(reader: Reader, blocks: deque[_Block], progress: Progress) -> N
             return
         stored = DTYPES[block.entry.dtype]
         target = block.target
-        if target.device.type == "cpu" and target.dtype == stored and block.entry.strides is None:
+        if isinstance(target, Tensor) and _as_stored(target, block.entry):
             reader.read_into(bytes_of(target), block.offset)
         else:
             if scratch is None or scratch.numel() < block.nbytes:
@@ -165,16 +186,22 @@ def _read_blocks(reader: Reader, blocks: deque[_Block], progress: Progress) -> N
         progress.advance(block.nbytes)
 
 
+def _as_stored(target: Tensor, entry: TensorEntry) -> bool:
+    """Whether the file's bytes are the tensor's."""
+    return target.device.type == "cpu" and target.dtype == DTYPES[entry.dtype] and entry.strides is None
+
+
 def _place(block: _Block, read: Tensor) -> None:
     """Copy what was read to its place, and wait until it is there: the scratch memory is used again."""
     target, entry = block.target, block.entry
     if entry.strides is not None:
         read = read.as_strided(entry.shape, entry.strides)
-    if target.device.type == "cpu" and entry.strides is None:
-        cast(entry.name, read, target)
-        return
     cuda = target.device.type == "cuda"
-    if target.dtype == read.dtype:
+    if not isinstance(target, Tensor):
+        target.put(block.first, read.view(-1, entry.shape[1]).to(target.device, non_blocking=cuda))
+    elif target.device.type == "cpu" and entry.strides is None:
+        cast(entry.name, read, target)
+    elif target.dtype == read.dtype:
         target.copy_(read, non_blocking=cuda)
     else:
         there = read.to(target.device, non_blocking=cuda)  # cast there, where it is quick
@@ -214,6 +241,7 @@ def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
         return
     if after.device.type == "cpu" and not _may_be_infinite(after):
         return
+    before = before.float() if before.dtype.itemsize == 1 else before  # 8 bits know no such question
     if (after.isinf() & before.isfinite()).any():
         largest = before[before.isfinite()].abs().max().item()
         raise ConfigError(

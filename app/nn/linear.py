@@ -25,18 +25,25 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) times weight (out, in) transposed, plus bias: (..., out), of their common type."""
-    if x.device.type != "cpu" or not slow_in(weight.dtype):
-        return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """x (..., in) times weight (out, in) transposed, plus bias: (..., out), of x's type, as the weight is;
+    or scale, (out, 1), is that of a weight in 8 bits."""
+    if x.device.type != "cpu" or not slow_in(x.dtype):
+        return F.linear(x, _widened(weight, scale, x.dtype), bias)
     wide = x.float()
-    out = torch.empty((*x.shape[:-1], len(weight)), dtype=weight.dtype)
+    out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
     rows = max(1, _BLOCK // weight.shape[1])
     for begin in range(0, len(weight), rows):
         part = slice(begin, begin + rows)
         own = None if bias is None else bias[part].float()
-        out[..., part] = F.linear(wide, weight[part].float(), own)
+        factor = None if scale is None else scale[part]
+        out[..., part] = F.linear(wide, _widened(weight[part], factor, torch.float32), own)
     return out
+
+
+def _widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    wide = weight.to(dtype)
+    return wide if scale is None else wide.mul_(scale.to(dtype))
 
 
 def slow_in(dtype: torch.dtype) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,9 @@ from app.boot.checkpoint import give_back, load, load_tensor
 from app.boot.manifest import Format
 from app.boot.tensorfile import read_index, rename_tensors
 from app.device import Placement, free_bytes
-from app.models.seedvr2.config import DiTConfig, dit_tensors
+from app.models.seedvr2.config import DiTConfig
 from app.models.seedvr2.dit import DiT
+from app.models.seedvr2.memory import block_bytes, rest_bytes
 from app.models.seedvr2.offload import place_blocks
 from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
@@ -24,6 +24,7 @@ from app.models.seedvr2.tiles import HOST
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import current_name
 from app.models.source import Loading, Source
+from app.nn.float8 import Product, keep_in_float8
 from app.progress import Progress, Silent
 
 LEAST: Final = 2 * 10**9  # bytes that the VAE and the smallest work take beside a transformer
@@ -38,7 +39,7 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
     """
     placement, readers, progress = loading.placement, loading.readers, loading.progress
     dit_file, vae_file = files["dit"], files["vae"]
-    how = dit_file.format, variant, placement.dtype, readers
+    how = dit_file.format, variant, placement.dtype, placement.float8, readers
     dit: DiT | SharedDiT
     if loading.ranks is not None:
         dit = SharedDiT.load(load_dit, loading.ranks, dit_file.path, *how)
@@ -61,6 +62,7 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
         vae=vae,
         positive=_prompt(files["positive"], placement),
         negative=_prompt(files["negative"], placement),
+        float8=placement.float8,
     )
 
 
@@ -70,13 +72,20 @@ def load_dit(
     format: Format,
     variant: str | None,
     dtype: torch.dtype,
+    float8: Product | None,
     readers: int,
     progress: Progress | None = None,
 ) -> DiT:
     """The transformer; on every card that works on a job."""
     shape = dit_config(variant, read_index(path, format))
+
+    def build() -> DiT:
+        dit = DiT(shape)
+        keep_in_float8(dit.blocks, float8)
+        return dit
+
     dit: DiT = load(
-        lambda: DiT(shape), path, format,
+        build, path, format,
         device=device, dtype=dtype,
         dropped=DROPPED, recompute=("blocks.*.attn.rope.rope.freqs",),
         readers=readers, progress=progress or Silent(),
@@ -88,8 +97,8 @@ def _fits(shape: DiTConfig, placement: Placement) -> bool:
     """Whether a transformer can lie on the device; each job decides anew whether it is worth it."""
     if placement.device.type != "cuda":
         return True
-    weights = sum(map(math.prod, dit_tensors(shape).values())) * placement.dtype.itemsize
-    return weights + LEAST <= free_bytes(placement.device)
+    blocks = sum(block_bytes(shape, placement.dtype, placement.float8))
+    return blocks + rest_bytes(shape, placement.dtype) + LEAST <= free_bytes(placement.device)
 
 
 def _prompt(file: Source, placement: Placement) -> Tensor:

@@ -25,6 +25,7 @@ from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig, vae_tensors
 from app.nn.allocations import Allocations, Stand
 from app.nn.causal_conv import CausalState
+from app.nn.float8 import Product, is_kept, keep_in_float8, kept_bytes
 from app.video.color import ColorFix, repair
 
 LAYERS: Final = 3  # of the transformer that are passed: both partitions, and what lies between two layers
@@ -76,13 +77,20 @@ class _Taken:
 
 
 class Estimate:
-    """What a model takes on a device of one type; `dtype` of the transformer, `conv_dtype` of the VAE."""
+    """What a model takes on a device of one type; `dtype` of the transformer, `conv_dtype` of the VAE;
+    `float8`: how products are made of matrices in 8 bits, None for none of them."""
 
     def __init__(
-        self, dit: DiTConfig, vae: VAEConfig, dtype: torch.dtype, conv_dtype: torch.dtype, device: str
+        self,
+        dit: DiTConfig,
+        vae: VAEConfig,
+        dtype: torch.dtype,
+        conv_dtype: torch.dtype,
+        device: str,
+        float8: Product | None = None,
     ) -> None:
         self.dit, self.vae, self.device = dit, vae, device
-        self.dtype, self.conv_dtype = dtype, conv_dtype
+        self.dtype, self.conv_dtype, self.float8 = dtype, conv_dtype, float8
         layers = min(LAYERS, dit.layers)
         short = replace(
             dit, layers=layers, windows=dit.windows[:layers], shifted=dit.shifted[:layers],
@@ -90,6 +98,7 @@ class Estimate:
         )  # fmt: skip
         with torch.device("meta"):
             self._dit = DiT(short).to(dtype)
+            keep_in_float8(self._dit.blocks, float8)
             self._vae = VideoVAE(vae).to(conv_dtype)
         self._known: dict[Hashable, _Taken] = {}
 
@@ -137,11 +146,7 @@ class Estimate:
 
     def block_bytes(self) -> list[int]:
         """Bytes of each block of the transformer."""
-        sizes = [0] * self.dit.layers
-        for name, shape in dit_tensors(self.dit).items():
-            if name.startswith("blocks."):
-                sizes[int(name.split(".")[1])] += math.prod(shape) * self.dtype.itemsize
-        return sizes
+        return block_bytes(self.dit, self.dtype, self.float8)
 
     def waiting_bytes(self) -> int:
         """Bytes of the host's memory that all blocks wait in."""
@@ -150,10 +155,9 @@ class Estimate:
 
     def other_bytes(self) -> int:
         """Bytes of all other weights, and of the two prompts."""
-        dit = sum(math.prod(s) for n, s in dit_tensors(self.dit).items() if not n.startswith("blocks."))
         vae = sum(map(math.prod, vae_tensors(self.vae).values()))
-        prompts = 2 * PROMPT * self.dit.text_dim
-        return (dit + prompts) * self.dtype.itemsize + vae * self.conv_dtype.itemsize
+        prompts = 2 * PROMPT * self.dit.text_dim * self.dtype.itemsize
+        return rest_bytes(self.dit, self.dtype) + prompts + vae * self.conv_dtype.itemsize
 
     # ------------------------------------------------------------------ tiles
 
@@ -294,6 +298,23 @@ class Estimate:
         count = self.vae.temporal_factor if number else 1
         clip = torch.cat([torch.empty(1, 3, height, width, device="meta") for _ in range(count)])
         return clip.transpose(0, 1).unsqueeze(0).to(self.conv_dtype)
+
+
+def block_bytes(dit: DiTConfig, dtype: torch.dtype, float8: Product | None) -> list[int]:
+    """Bytes of each block of a transformer."""
+    sizes = [0] * dit.layers
+    for name, shape in dit_tensors(dit).items():
+        if name.startswith("blocks."):
+            eight = float8 is not None and is_kept(shape)
+            nbytes = kept_bytes(shape) if eight else math.prod(shape) * dtype.itemsize
+            sizes[int(name.split(".")[1])] += nbytes
+    return sizes
+
+
+def rest_bytes(dit: DiTConfig, dtype: torch.dtype) -> int:
+    """Bytes of a transformer's weights outside of its blocks."""
+    rest = sum(math.prod(s) for n, s in dit_tensors(dit).items() if not n.startswith("blocks."))
+    return rest * dtype.itemsize
 
 
 def _endless(slices: int) -> int:

@@ -91,39 +91,49 @@ class Streamed(nn.ModuleList):
 
 
 class _Packed:
-    """A block whose parameters are views of one piece of memory."""
+    """A block whose parameters and buffers are views of one piece of memory."""
 
     def __init__(self, block: nn.Module, *, pin: bool) -> None:
         self.block = block
         self.data = torch.empty(packed_bytes(block), dtype=torch.uint8, pin_memory=pin)
-        self._places: list[tuple[nn.Module, str, int, nn.Parameter]] = []  # owner, name, offset, at home
+        self._places: list[tuple[nn.Module, str, int, Tensor]] = []  # owner, name, offset, at home
         offset = 0
         for owner in block.modules():
-            for name, parameter in owner.named_parameters(recurse=False):
-                own = nn.Parameter(_view(self.data, offset, parameter), requires_grad=False)
-                own.copy_(parameter)
-                self._places.append((owner, name, offset, own))
-                offset += _aligned(parameter)
+            for name, tensor in _own_tensors(owner):
+                home = _like(tensor, _view(self.data, offset, tensor))
+                home.copy_(tensor)
+                self._places.append((owner, name, offset, home))
+                offset += _aligned(tensor)
         self.home()
 
     def home(self) -> None:
-        """Parameters are where they wait."""
-        for owner, name, _, parameter in self._places:
-            setattr(owner, name, parameter)
+        """Tensors are where they wait."""
+        for owner, name, _, tensor in self._places:
+            setattr(owner, name, tensor)
 
     def place(self, memory: Tensor) -> None:
-        """Parameters are in this memory, which holds a copy of `data`."""
-        for owner, name, offset, parameter in self._places:
-            setattr(owner, name, nn.Parameter(_view(memory, offset, parameter), requires_grad=False))
+        """Tensors are in this memory, which holds a copy of `data`."""
+        for owner, name, offset, tensor in self._places:
+            setattr(owner, name, _like(tensor, _view(memory, offset, tensor)))
 
 
 def packed_bytes(block: nn.Module) -> int:
     """Memory of a block in one piece."""
-    return sum(_aligned(parameter) for parameter in block.parameters())
+    return sum(_aligned(tensor) for owner in block.modules() for _, tensor in _own_tensors(owner))
 
 
-def _aligned(parameter: Tensor) -> int:
-    return -(-parameter.nbytes // ALIGN) * ALIGN
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    """data, as a parameter where tensor is one."""
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+def _aligned(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGN) * ALIGN
 
 
 def _view(memory: Tensor, offset: int, like: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from app.models.seedvr2.tiles import HOST, Tiled, Whole
 from app.models.seedvr2.vae import SCALE, VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
 from app.models.seedvr2.windowed import cut, in_windows, noise
+from app.nn.float8 import Product
 from app.timing import Stopwatch
 from app.video.color import ColorFix, repair
 from app.video.frames import (
@@ -98,12 +99,14 @@ def _nothing() -> None: ...
 @dataclass(frozen=True)
 class Restorer:
     """A loaded SeedVR2: transformer, VAE and the embeddings of its two prompts, (length, 5120). Several cards
-    may share the transformer; the VAE is on one."""
+    may share the transformer; the VAE is on one. float8: how products are made of the transformer's matrices,
+    where they are in 8 bits."""
 
     dit: DiT | SharedDiT
     vae: VideoVAE
     positive: Tensor
     negative: Tensor
+    float8: Product | None = None
 
     def restore_shot(
         self,
@@ -160,7 +163,12 @@ class Restorer:
     def estimate(self) -> Estimate:
         """What this model takes of memory, by size; sizes that were asked for once are remembered."""
         return Estimate(
-            self.dit.config, self.vae.config, self.positive.dtype, self.vae_dtype, self.device.type
+            self.dit.config,
+            self.vae.config,
+            self.positive.dtype,
+            self.vae_dtype,
+            self.device.type,
+            self.float8,
         )
 
     def room(self) -> Room:

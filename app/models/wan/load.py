@@ -17,6 +17,7 @@ from app.models.wan.text import text_encoder
 from app.models.wan.transformer import Transformer
 from app.models.wan.vae import WanVAE
 from app.models.wan.variants import variant
+from app.nn.float8 import keep_in_float8
 
 
 def load_generator(variant_name: str | None, files: Mapping[str, Source], loading: Loading) -> Generator:
@@ -31,9 +32,14 @@ def load_generator(variant_name: str | None, files: Mapping[str, Source], loadin
     source = files["transformer"]
     able = abilities(variant_name, source.now(), source.format, [part for part in OPTIONAL if part in files])
 
+    def build() -> Transformer:
+        transformer = Transformer(able.config)
+        keep_in_float8(transformer.blocks, placement.float8)
+        return transformer
+
     def load_transformer(section: str | None) -> Transformer:
         return load(
-            lambda: Transformer(able.config), source.now(), source.format,
+            build, source.now(), source.format,
             device=placement.device, dtype=placement.dtype, section=section, rename=current_name,
             readers=loading.readers, progress=loading.progress,
         )  # fmt: skip
