@@ -14,7 +14,7 @@ from app.boot.hashes import HashRecord, sha256_file
 from app.boot.locate import Found
 from app.boot.manifest import Manifest, read_manifest
 from app.boot.verify import Selection, select_models
-from app.job.autoencode_request import AutoencodeRequest
+from app.job.autoencode_request import AutoencodeRequest, weights_of
 from app.job.result import Limits
 from app.models.registry import abilities
 from app.progress import Progress
@@ -119,8 +119,6 @@ def _codec(
     settings: Settings, request: AutoencodeRequest, ready: _Ready, progress: Progress
 ) -> tuple[Codec, StateDicts]:
     """The codec of a job, and the weights of the models that its own are interpolated with."""
-    from app.job.clips import weights_of
-
     named = [*dict.fromkeys([ready.name, *weights_of(request)])]
     for name in named[1:]:
         chain.choose_model(settings, ready.manifest, "autoencode", name)

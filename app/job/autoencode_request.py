@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.models.latents.edit_request import Edits, clips_of
-from app.models.latents.weights_request import Changes
+from app.models.latents.weights_request import Changes, InterpolateWeights
 
 OTHERS = ("b", "c")  # clips beside the one that is edited
 
@@ -64,3 +64,9 @@ class AutoencodeRequest(BaseModel):
                 f"{' and '.join(map(repr, OTHERS))}"
             )
         return self
+
+
+def weights_of(request: AutoencodeRequest) -> list[str]:
+    """Names of models whose weights the request interpolates with."""
+    named = [change.other for change in request.weights if isinstance(change, InterpolateWeights)]
+    return list(dict.fromkeys(named))

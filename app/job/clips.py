@@ -19,7 +19,6 @@ from app.job.autoencode_request import AutoencodeRequest
 from app.job.result import Limits
 from app.models.latents.autoencode import StateDicts
 from app.models.latents.codec import Codec
-from app.models.latents.weights_request import InterpolateWeights
 from app.progress import Progress
 from app.video.place import check_place, failures_of, temporary
 from app.video.write import IMAGE_SUFFIXES
@@ -121,12 +120,6 @@ def run_clips(
         listed.sort(key=lambda each: each.name)
         _write_manifest(output / MANIFEST, listed)
     return listed
-
-
-def weights_of(request: AutoencodeRequest) -> list[str]:
-    """Names of models whose weights the request interpolates with."""
-    named = [change.other for change in request.weights if isinstance(change, InterpolateWeights)]
-    return list(dict.fromkeys(named))
 
 
 def _clips_in(source: Path) -> Iterator[Path]:

@@ -23,6 +23,7 @@ import torch
 from app.chain import Loaded
 from app.errors import UnavailableError
 from app.job.archive import pack
+from app.job.autoencode_request import weights_of
 from app.job.bucket import bucket_of
 from app.job.deliver import DeliverySettings, check_delivery, deliver
 from app.job.fits import least_bytes, stopped_by_growth
@@ -267,7 +268,6 @@ def _autoencode(work: Work, request: AutoencodePayload) -> Result:
     """Take a clip through a codec and back; the result is a folder, which is delivered as one archive."""
     from app.job.autoencode import run_autoencode
     from app.job.autoencode_plan import plan_autoencode
-    from app.job.clips import weights_of
 
     models = work.context.models
     named = [models.choose("autoencode", name) for name in weights_of(request)]
@@ -291,7 +291,7 @@ TASKS: Mapping[str, Callable[[Work, Any], Result]] = {
 _MODULES = {
     "restore": ("restore",),
     "generate": ("generate", "generate_plan"),
-    "autoencode": ("autoencode", "autoencode_plan", "clips"),
+    "autoencode": ("autoencode", "autoencode_plan"),
 }
 
 

@@ -11,11 +11,12 @@ import stat
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from app.errors import FileError, SeedpodError, UnavailableError
 from app.progress import Progress, amount_text, duration_text
@@ -24,6 +25,7 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.boot.stage import Staged
     from app.job.handle import Context
+    from app.job.payload import Payload
     from app.serve.reporter import Reporter
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Boot:
     def __init__(self, settings: Settings, scratch: Path, progress: Callable[[], Progress]) -> None:
         self.state: Literal["booting", "ready", "failed"] = "booting"
         self.reason: str | None = None
+        self.tasks: Mapping[str, str] | None = None  # what each model does, once it is known which there are
         self.timeline: list[Step] = []
         self.cancel = threading.Event()
         self._settings, self._scratch, self._progress = settings, scratch, progress
@@ -60,6 +63,11 @@ class Boot:
         self._begin = time.perf_counter()
         self._end: float | None = None
         self._known = threading.Event()  # which models there will be, or that there will be none
+
+    @property
+    def workers(self) -> Counter[str]:
+        """How many processes do jobs, by the state of each: this one."""
+        return Counter([self.state])
 
     @property
     def seconds(self) -> float:
@@ -125,6 +133,7 @@ class Boot:
                 chain.fetch_missing(settings, manifest, settings.models, progress)
         with self._step("verify"):
             selection = select_models(manifest, settings.models, settings.roots)
+            self.tasks = {name: manifest.models[name].task for name in selection.located}
             hashes = chain.hash_record(settings)
             chain.check(settings, manifest, selection, hashes, progress).require_ok()
         loading = chain.load_staged(
@@ -138,13 +147,12 @@ class Boot:
             self._staged,
             eager=True,
         )
-        tasks = {name: manifest.models[name].task for name in selection.located}
         with self._step("import tasks"):
             from app.job.handle import make_context, prepare
             from app.job.models import Models
 
-            prepare(tasks.values())
-        models = Models(tasks)
+            prepare(self.tasks.values())
+        models = Models(self.tasks)
         self._context = make_context(settings, models, self._scratch)
         self._known.set()
         with closing(loading), self._step("stage and load"):
@@ -187,6 +195,29 @@ def jobs_of(boot: Boot) -> Callable[[str, Mapping[str, Any], Reporter], Mapping[
         return handle(context, job_id, payload, reporter, reporter.check, reporter.emit)
 
     return run
+
+
+class Known(Protocol):
+    """What is known of a boot before it is over."""
+
+    @property
+    def tasks(self) -> Mapping[str, str] | None: ...
+
+
+def checks_of(boot: Known) -> Callable[[Any], Payload]:
+    """What a payload has to pass before it is queued: it makes sense and, from when it is known which models
+    there will be, one of them does it."""
+
+    from app.job.models import check_served
+    from app.job.payload import validate
+
+    def check(payload: Any) -> Payload:
+        checked = validate(payload)
+        if boot.tasks is not None:
+            check_served(boot.tasks, checked)
+        return checked
+
+    return check
 
 
 def scratch_folder(settings: Settings) -> Path:

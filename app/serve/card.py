@@ -80,7 +80,7 @@ def _told(error: BaseException, job_id: str) -> tuple[str, str, str, str]:
         return "error", type(error).__name__, error.code, error.message
     _log.error("job failed: %s", error, exc_info=error)
     coded = of_error(error, job_id).error or {}
-    kind = "UnavailableError" if coded["code"] == "out_of_memory" else "InternalError"
+    kind = "InternalError" if coded["code"] == "internal_error" else "UnavailableError"
     return "error", kind, coded["code"], coded["message"]
 
 

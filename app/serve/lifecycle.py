@@ -42,6 +42,8 @@ Run = Callable[[str, Mapping[str, Any], Reporter], Mapping[str, Any]]  # (job id
 
 EVERY: Final = 0.25  # seconds between two updates of a job's progress
 OVERDUE: Final = 30.0  # seconds that a job may go on after its time without asking whether it should stop
+DEADLY: Final = ("device_failed",)  # errors after which this process can do no job
+REFRESH: Final = ("out_of_memory", *DEADLY)  # errors after which it should be replaced
 FOLDER: Final = "job-"  # what the folder of a job is called, before its id
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # safe as the name of a folder
 _log = logging.getLogger(__name__)
@@ -63,8 +65,9 @@ class Lifecycle:
         work: Folder in which each job works in a folder of its own, named `job-` and its id; those that a
             dead worker left are removed, by its journal.
         shares: Share of each step in the progress of a job, see `reporter.SHARES`.
-        slots: Jobs that run at a time. Several are others' work: what `run` hands them to replaces a process
-            whose memory ran out by itself.
+        slots: Jobs that run at a time.
+        able: Given where `run` hands jobs to others, who replace by themselves what is broken: how many jobs
+            can run now, at most `slots`. It may only ever fall.
 
     Raises:
         ConfigError: The journal is in use, or cannot be written.
@@ -83,12 +86,14 @@ class Lifecycle:
         shares: Shares = SHARES,
         overdue: float = OVERDUE,
         slots: int = 1,
+        able: Callable[[], int] | None = None,
     ) -> None:
         self.refresh_wanted = False  # the worker does its work, but should be replaced
         self.dead = False  # an inference thread is gone, or does not answer: no other job can run
-        self.slots = slots
+        self.able = able or (lambda: slots)
         self._run, self._timeout, self._overdue, self._shares = run, timeout, overdue, shares
         self._keep_seconds, self._max_queued = keep_seconds, max_queued
+        self._alone = able is None
         self._jobs = Kept(keep_seconds, keep)
         self._queue: deque[Live] = deque()
         self._ended: Counter[State] = Counter()
@@ -246,6 +251,16 @@ class Lifecycle:
             for live in running:
                 self._end_with(live, live.stop or stopping())
 
+    def lose(self) -> None:
+        """Nobody is there any more to do jobs: none may wait."""
+        with self._changed:
+            self.dead = self.refresh_wanted = self._draining = True
+            for live in (*self._running, *self._queue):
+                self._end_with(live, died())
+            self._queue.clear()
+            self._running.clear()
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Let the next worker have the journal; what is done after this is not written down."""
         if self._journal:
@@ -258,16 +273,7 @@ class Lifecycle:
             self._work()
         except BaseException:  # of ours, between jobs: nobody else is there to take them
             _log.critical("the inference thread died", exc_info=True)
-            self._lose()
-
-    def _lose(self) -> None:
-        """The thread is gone: no job may wait for it."""
-        with self._changed:
-            self.dead = self.refresh_wanted = self._draining = True
-            for live in (*self._running, *self._queue):
-                self._end_with(live, died())
-            self._queue.clear()
-            self._running.clear()
+            self.lose()
 
     def _work(self) -> None:
         while (live := self._next()) is not None:
@@ -280,14 +286,18 @@ class Lifecycle:
                 with self._changed:
                     if live in self._running:
                         self._running.remove(live)
-                    self.refresh_wanted |= outcome.out_of_memory and self.slots == 1
+                    if self._alone:
+                        self.refresh_wanted |= outcome.code in REFRESH
+                        self.dead |= outcome.code in DEADLY
                     self._end(live, outcome)
             del live, outcome  # nothing of a job is held while waiting for the next
 
     def _next(self) -> Live | None:
         """The next job, now IN_PROGRESS; None when the worker drains."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._draining)
+            self._changed.wait_for(
+                lambda: self._draining or (self._queue and len(self._running) < self.able())
+            )
             if not self._queue:
                 return None
             live = self._queue.popleft()

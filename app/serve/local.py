@@ -63,7 +63,8 @@ _bearer = HTTPBearer(auto_error=False, description="The key of SEEDPOD_API_KEY."
 
 
 class BootState(Protocol):
-    """How the boot goes. `reason` tells why it failed; `seconds` it took, or has taken so far."""
+    """How the boot goes. `reason` tells why it failed; `seconds` it took, or has taken so far; `workers` how
+    many processes are in each state."""
 
     @property
     def state(self) -> Literal["booting", "ready", "failed"]: ...
@@ -71,6 +72,8 @@ class BootState(Protocol):
     def reason(self) -> str | None: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def workers(self) -> Mapping[str, int]: ...
 
 
 def create_app(
@@ -163,7 +166,7 @@ class Api:
 
     async def health(self) -> Response:
         """How many jobs there are, and what the worker does."""
-        return answered(health_answer(self._lifecycle.counts(), self._boot.state, self._lifecycle.slots))
+        return answered(health_answer(self._lifecycle.counts(), self._boot.workers))
 
     async def ping(self) -> Response:
         """Whether the worker can take jobs, for load balancers; needs no key."""

@@ -63,6 +63,10 @@ class _Now(Collector):
         yield GaugeMetricFamily("seedpod_jobs_running", "Jobs that run.", counts[State.IN_PROGRESS])
         ready = float(self._boot.state == "ready")
         yield GaugeMetricFamily("seedpod_ready", "1 when the worker is booted.", ready)
+        workers = GaugeMetricFamily("seedpod_workers", "Processes that do jobs, by state.", labels=["state"])
+        for name in ("booting", "ready", "failed"):
+            workers.add_metric([name], self._boot.workers.get(name, 0))
+        yield workers
         yield GaugeMetricFamily(
             "seedpod_boot_seconds", "Seconds that the boot took, or has taken so far.", self._boot.seconds
         )

@@ -31,8 +31,9 @@ class Outcome:
     nbytes: int = 0
 
     @property
-    def out_of_memory(self) -> bool:
-        return self.error is not None and self.error["code"] == "out_of_memory"
+    def code(self) -> str | None:
+        """The error's, None where there is none."""
+        return None if self.error is None else self.error["code"]
 
 
 def of_output(output: Mapping[str, Any]) -> Outcome:
@@ -73,6 +74,12 @@ def _coded(error: BaseException, job_id: str) -> SeedpodError:
             "out_of_memory",
             "The job needs more memory than this worker has; ask for a smaller size, a shorter window or "
             "fewer frames.",
+        )
+    if "torch.AcceleratorError" in names:  # CUDA's: every later call of the process fails with it
+        return UnavailableError(
+            "device_failed",
+            "The card failed while the job ran, which may be a fault of its own or of ours; the worker's log "
+            f"tells more under job {job_id}. Submit the job again: it runs in a new process.",
         )
     return InternalError(
         "internal_error",

@@ -1,8 +1,8 @@
 """Processes with a card each, behind one server: the boot of all of them, and who does a job.
 
 The files are verified and staged once, here; every process then loads from the same copies. A process that
-dies is started again; its job goes to another one, once, unless some of its stream is out already. Knows
-nothing of HTTP or RunPod, and never loads torch.
+dies is started again; its job goes to another one, once, unless some of its stream is out already. A card
+whose process does not boot is left out. Knows nothing of HTTP or RunPod, and never loads torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOOK: Final = 0.1  # seconds between two looks at whether a job should stop, or a process is free
 HUNG: Final = 20.0  # seconds beyond its time that a job's process lives; at 30 the lifecycle gives up all
-BROKEN: Final = ("out_of_memory", "rank_failed")  # errors after which a process is replaced
+LAST: Final = 5.0  # seconds that a process which was killed may take to be gone
+TRIES: Final = 3  # boots in a row in which a card's process may die
+PAUSE: Final = 1.0  # seconds before the second of them, and twice as long before the third
+BROKEN: Final = ("out_of_memory", "rank_failed", "device_failed")  # errors after which a process is replaced
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +88,8 @@ class Pool:
         """`environ` is what the processes inherit; what they need of the settings they are told."""
         self.cancel = threading.Event()
         self.reason: str | None = None
+        self.tasks: Mapping[str, str] | None = None  # as a Boot's
+        self.on_lost: Callable[[], object] = lambda: None  # called when jobs ran, and none can any more
         self._settings, self._scratch, self._progress, self._environ = settings, scratch, progress, environ
         self._cards = [Card(number, visible) for number, visible in enumerate(cards)]
         self._changed = threading.Condition()
@@ -96,10 +102,19 @@ class Pool:
     @property
     def state(self) -> Literal["booting", "ready", "failed"]:
         """Ready while a process is, even if others are not."""
-        states = {card.state for card in self._cards}
-        if states & {"ready", "busy"}:
+        workers = self.workers
+        if workers["ready"]:
             return "ready"
-        return "booting" if "booting" in states else "failed"
+        return "booting" if workers["booting"] else "failed"
+
+    @property
+    def workers(self) -> Counter[str]:
+        """How many cards are booting, ready or failed."""
+        return Counter("ready" if card.state == "busy" else card.state for card in self._cards)
+
+    def able(self) -> int:
+        """Jobs that can run at a time. Where no card booted, as many as would have: each is told why."""
+        return len(self._cards) - self.workers["failed"] or len(self._cards)
 
     @property
     def seconds(self) -> float:
@@ -133,6 +148,7 @@ class Pool:
         if settings.fetch == "missing" and settings.models:
             chain.fetch_missing(settings, manifest, settings.models, progress)
         selection = select_models(manifest, settings.models, settings.roots)
+        self.tasks = {name: manifest.models[name].task for name in selection.located}
         chain.check(settings, manifest, selection, chain.hash_record(settings), progress).require_ok()
         return _Files(manifest, selection)
 
@@ -163,22 +179,37 @@ class Pool:
 
     def _keep(self, card: Card, files: _Files) -> None:
         """Boot a card's process, and start it again when it dies; unless it does not boot."""
-        while not self.cancel.is_set():
+        try:
+            self._load(card, files)
+            while not self.cancel.is_set():
+                assert card.process is not None
+                card.process.wait()
+                if self.cancel.is_set():
+                    return
+                how = _how(card.process)
+                _log.error("the process of card %d died (%s); it is started again", card.number, how)
+                self._start(card)
+                self._load(card, files)
+        except BaseException as error:
+            self._fail(card, error)
+
+    def _load(self, card: Card, files: _Files) -> None:
+        """Let a card's process load its models; one that dies meanwhile, as where the host's memory ran out,
+        is started again a few times.
+
+        Raises:
+            UnavailableError: `boot_failed`. What staging raises.
+        """
+        for pause in (*(PAUSE * 2**number for number in range(TRIES - 1)), None):
             try:
                 with self._staged(files):
-                    self._load(card)
-            except BaseException as error:
-                self._fail(card, error)
+                    self._boot_process(card)
                 return
-            assert card.process is not None
-            card.process.wait()
-            if self.cancel.is_set():
-                return
-            _log.error(
-                "the process of card %d died (%s); it is started again", card.number, _how(card.process)
-            )
-            with self._changed:
-                card.state = "booting"
+            except DiedError as death:
+                told = f"The process of card {card.number} died while it booted ({death})."
+            if pause is None or self.cancel.wait(pause):
+                raise UnavailableError("boot_failed", told)
+            _log.error("%s It is started again.", told)
             self._start(card)
 
     def _start(self, card: Card) -> None:
@@ -187,27 +218,27 @@ class Pool:
         if card.visible is not None:
             environ["CUDA_VISIBLE_DEVICES"] = card.visible
         with theirs:
-            card.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", self.module, str(theirs.fileno())],
                 env=environ, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()],
             )  # fmt: skip
-        card.pipe = Connection(ours.detach())
+        with self._changed:
+            card.state, card.process, card.pipe = "booting", process, Connection(ours.detach())
 
-    def _load(self, card: Card) -> None:
+    def _boot_process(self, card: Card) -> None:
         """Let a process load its models.
 
         Raises:
-            UnavailableError: `boot_failed`.
+            UnavailableError: `boot_failed`: it told why. DiedError: It died, and how.
         """
         assert card.pipe is not None and card.process is not None
         told = {"fetch": "never", "verify": "quick", "keep_staged": True}
-        state, reason = "failed", None
         try:
             card.pipe.send(("boot", self._settings.model_copy(update=told), self._scratch))
             state, reason = card.pipe.recv()
         except (OSError, EOFError):
             card.process.wait()
-            reason = f"The process of card {card.number} died while it booted ({_how(card.process)})."
+            raise DiedError(_how(card.process)) from None
         if state != "ready":
             raise UnavailableError("boot_failed", reason or "The log tells why.")
         with self._changed:
@@ -227,6 +258,8 @@ class Pool:
         with self._changed:
             card.state, self.reason = "failed", error.message
             self._changed.notify_all()
+        if self.state == "failed" and self._end is not None and not self.cancel.is_set():
+            self.on_lost()
 
     # -------------------------------------------------------------- jobs
 
@@ -238,41 +271,43 @@ class Pool:
         """
         given_up = time.monotonic() + self._settings.job_seconds + HUNG
         for last in (False, True):
-            card = self._taken(reporter.check)
-            job = _Job(job_id, card, reporter, given_up)
+            job = self._taken(job_id, reporter, given_up)
             try:
                 return job.done(payload)
             except DiedError:
-                shutil.rmtree(self._scratch / f"{FOLDER}{job_id}", ignore_errors=True)
                 reporter.check()
                 if last or job.streamed:
                     raise died() from None
-                _log.warning("the process of card %d died; another one takes its job", card.number)
+                _log.warning("the process of card %d died; another one takes its job", job.card.number)
             finally:
-                self._freed(card, job)
+                self._freed(job_id, job)
         raise AssertionError("the last try returns or raises")
 
-    def _freed(self, card: Card, job: _Job) -> None:
+    def _freed(self, job_id: str, job: _Job) -> None:
         """A process can take the next job, if it ended this one and is whole; else it is replaced."""
+        card = job.card
         if not job.over:
             job.process.kill()
+            with suppress(subprocess.TimeoutExpired):  # a card that hangs may keep it
+                job.process.wait(LAST)
+            shutil.rmtree(self._scratch / f"{FOLDER}{job_id}", ignore_errors=True)
         with self._changed:
             if card.process is job.process and card.state == "busy":
                 card.state = "ready" if job.over else "booting"
             self._changed.notify_all()
 
-    def _taken(self, check: Callable[[], None]) -> Card:
-        """A process that was free and lives; waits for one."""
+    def _taken(self, job_id: str, reporter: Reporter, given_up: float) -> _Job:
+        """The job on a process that was free and lives; waits for one."""
         while True:
             with self._changed:
                 for card in self._cards:
                     if card.state == "ready" and card.process is not None and card.process.poll() is None:
                         card.state = "busy"
-                        return card
+                        return _Job(job_id, card, reporter, given_up)
                 if self.state == "failed":
                     raise UnavailableError("boot_failed", self.reason or "The log tells why.")
                 self._changed.wait(LOOK)
-            check()
+            reporter.check()
 
 
 class _Job:
@@ -282,7 +317,7 @@ class _Job:
         assert card.pipe is not None and card.process is not None
         self.streamed = False
         self.over = False  # the process told how it ended, and can take another
-        self.process = card.process
+        self.card, self.process = card, card.process
         self._id, self._reporter, self._given_up, self._pipe = job_id, reporter, given_up, card.pipe
         self._stopped: JobStopped | None = None
 

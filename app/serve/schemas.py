@@ -134,9 +134,9 @@ def stream_answer(record: Record, pieces: tuple[Mapping[str, Any], ...]) -> Stre
     return StreamAnswer(status=record.state, stream=[Piece(output=dict(piece)) for piece in pieces])
 
 
-def health_answer(counts: Mapping[State, int], boot: str, slots: int = 1) -> HealthAnswer:
-    """`boot` is booting, ready or failed; `slots` are the jobs that can run at a time."""
-    ready = slots * (boot == "ready")
+def health_answer(counts: Mapping[State, int], workers: Mapping[str, int]) -> HealthAnswer:
+    """`workers` are how many are booting, ready or failed."""
+    ready = workers.get("ready", 0)
     running = min(ready, counts[State.IN_PROGRESS])
     return HealthAnswer(
         jobs=JobCounts(
@@ -148,10 +148,10 @@ def health_answer(counts: Mapping[State, int], boot: str, slots: int = 1) -> Hea
         ),
         workers=WorkerCounts(
             idle=ready - running,
-            initializing=slots * (boot == "booting"),
+            initializing=workers.get("booting", 0),
             ready=ready,
             running=running,
             throttled=0,
-            unhealthy=slots * (boot == "failed"),
+            unhealthy=workers.get("failed", 0),
         ),
     )

@@ -45,6 +45,7 @@ SDK: Final = "1.12.0"  # the version of runpod whose insides are replaced below
 POLL: Final = 80.0  # seconds; the SDK drops a poll after 90, with what is on its way
 BEGIN: Final = 2.0  # seconds that a job which was taken may need until it runs
 REPORT: Final = 10.0  # seconds that the last report of a job may take when the worker stops
+LOOK: Final = 0.5  # seconds between two looks at whether jobs can run
 LAST_PROGRESS: Final = 5.0  # seconds that a result waits for a progress update which is on its way
 GIVE_UP: Final = 0.5  # seconds that a boot has to remove its partial files
 # What the SDK reads of the environment when it is imported, where the user did not set it.
@@ -113,7 +114,7 @@ def serve_on_platform(
     rp_scale.JobScaler.handle_shutdown = lambda scaler, number, frame: stop.handle(number, frame)
     runpod.serverless.register_fitness_check(boot_is_last(boot, runpod.serverless.register_fitness_check))
     # Nobody asks for the handler, see `Worker.work`.
-    runpod.serverless.start({"handler": None, "concurrency_modifier": lambda current: lifecycle.slots})
+    runpod.serverless.start({"handler": None, "concurrency_modifier": lambda current: lifecycle.able()})
 
 
 def give_up(boot: Boot) -> None:
@@ -180,6 +181,7 @@ class Worker:
         self._taken: set[str] = set()  # until they are submitted
         self._held: set[str] = set()  # until they are reported
         self._catching_up: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     # -------------------------------------------------------------- in place of the SDK's
@@ -284,10 +286,17 @@ class Worker:
         self._reports = patient_session(session)
         self._held |= {record.id for record in self._lifecycle.unreported}
         self._catching_up = asyncio.ensure_future(self._catch_up())
+        self._watching = asyncio.ensure_future(self._watch())
         poll = Poll(session)
         loop = asyncio.get_running_loop()
         self._stop.then(lambda: loop.call_soon_threadsafe(self._stop_now))
         return poll
+
+    async def _watch(self) -> None:
+        """Stop when no job can run here any more: the next one is another worker's."""
+        while not self._lifecycle.dead:
+            await asyncio.sleep(LOOK)
+        self._stop_now()
 
     def _stop_now(self) -> None:
         self._stop.asked.set()

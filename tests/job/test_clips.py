@@ -10,8 +10,8 @@ from PIL import Image
 
 from app.errors import FileError, InputError, JobStopped, SeedpodError, UsageError
 from app.job import clips as module
-from app.job.autoencode_request import AutoencodeRequest
-from app.job.clips import Made, Refused, plan_clips, run_clips, weights_of
+from app.job.autoencode_request import AutoencodeRequest, weights_of
+from app.job.clips import Made, Refused, plan_clips, run_clips
 from app.job.request import parse
 from app.job.result import Limits
 from app.progress import Silent

@@ -1,7 +1,8 @@
 """A card's process whose jobs only count: `python -m tests.serve.card_process DESCRIPTOR`. No torch.
 
 A payload may be {"steps", "seconds" of each, "stream", "die": in which step, "once": a file that says it has
-died, "deaf": whether it never asks if it should stop, "fail": a code}.
+died, "deaf": whether it never asks if it should stop, "fail": a code}. While it boots it dies as often as the
+file "deaths" of the scratch folder has lines, and takes one of them away each time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from app.settings import Settings
 
 
 def boot(pipe: Connection, settings: Settings, scratch: Path) -> Do:
+    deaths = scratch / "deaths"
+    if deaths.exists() and (left := deaths.read_text().splitlines()):
+        deaths.write_text("\n".join(left[1:]))
+        os.kill(os.getpid(), signal.SIGKILL)
     if "broken" in (settings.models or ()) and os.environ.get("CUDA_VISIBLE_DEVICES") == "0":
         pipe.send(("failed", "this card is broken"))
     else:

@@ -60,6 +60,10 @@ class FakeBoot:
     reason: str | None = None
     seconds: float = 1.5
 
+    @property
+    def workers(self) -> Mapping[str, int]:
+        return {self.state: 1}
+
 
 @dataclass
 class Served:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -157,6 +157,28 @@ def test_health_counts_jobs_and_the_worker(served: Served) -> None:
     served.post(f"/cancel/{running}")
     idle = served.get("/health").json()["workers"]
     assert {name for name, number in idle.items() if number} == {"ready", "idle"}
+
+
+class Cards(FakeBoot):
+    """Four cards, of which one does not work."""
+
+    @property
+    def workers(self) -> Mapping[str, int]:
+        return {"ready": 2, "failed": 1, "booting": 1}
+
+
+def test_health_and_metrics_with_a_card_down() -> None:
+    with serving(boot=Cards()) as served:
+        running = served.submit(steps=LONG)
+        served.until(running, "IN_PROGRESS")
+        workers = served.get("/health").json()["workers"]
+        assert {name: number for name, number in workers.items() if number} == {
+            "idle": 1, "initializing": 1, "ready": 2, "running": 1, "unhealthy": 1,
+        }  # fmt: skip
+        figures = served.get("/metrics").text
+        for state, number in Cards().workers.items():
+            assert f'seedpod_workers{{state="{state}"}} {number}.0' in figures
+        served.post(f"/cancel/{running}")
 
 
 def test_eight_clients_get_their_own_results(served: Served) -> None:

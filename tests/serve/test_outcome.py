@@ -23,6 +23,12 @@ class OutOfMemoryError(RuntimeError):
     __module__ = "torch"
 
 
+class AcceleratorError(RuntimeError):
+    """As above."""
+
+    __module__ = "torch"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "refresh"),
     [
@@ -30,6 +36,7 @@ class OutOfMemoryError(RuntimeError):
         (UnavailableError("out_of_memory", "The result does not fit."), "out_of_memory", True),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", True),
         (MemoryError(), "out_of_memory", True),
+        (AcceleratorError("CUDA error: an illegal memory access was encountered"), "device_failed", True),
         (RuntimeError(f"no such file: {SECRET_PATH}"), "internal_error", False),
         (KeyError("hf_token"), "internal_error", False),
         (SystemExit(3), "internal_error", False),
@@ -56,6 +63,7 @@ def test_what_a_job_raises(
     for word in ("Traceback", "/var", "in.mp4", "hf_token", ".py"):
         assert word not in record.error["message"]
     assert jobs.refresh_wanted == refresh
+    assert jobs.dead == (code == "device_failed")
     traced = [entry for entry in caplog.records if entry.exc_info]
     assert bool(traced) == (not isinstance(error, InputError))
 

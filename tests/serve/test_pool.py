@@ -47,8 +47,10 @@ def served(tmp_path: Path, cards: list[str | None], **settings: str) -> Iterator
     pool = FakePool(read, tmp_path, cards, Silent, os.environ)
     pool.start()
     jobs = Lifecycle(
-        pool.run, timeout=read.job_seconds, keep_seconds=60, slots=len(cards), overdue=pools.HUNG + 10
-    )
+        pool.run, timeout=read.job_seconds, keep_seconds=60, slots=len(cards), overdue=pools.HUNG + 10,
+        able=pool.able,
+    )  # fmt: skip
+    pool.on_lost = jobs.lose
     try:
         yield pool, jobs
     finally:
@@ -182,6 +184,85 @@ def test_a_card_that_does_not_boot_leaves_the_others(tmp_path: Path) -> None:
         (record,) = done(jobs, {})
         assert record.error == {"code": "boot_failed", "message": "this card is broken"}
         assert pool.state == "failed"
+
+
+def test_one_card_fails_and_no_job_waits_for_it(tmp_path: Path) -> None:
+    with served(tmp_path, ["0", "1"], SEEDPOD_MODELS="broken") as (pool, jobs):
+        until(lambda: pool.workers == {"failed": 1, "ready": 1}, 60)
+        first, second = (jobs.submit({"steps": 10, "seconds": 0.05}).id for _ in range(2))
+        until(lambda: jobs.get(first).state is State.IN_PROGRESS)  # type: ignore[union-attr]
+        time.sleep(0.1)
+        assert jobs.get(second).state is State.IN_QUEUE  # type: ignore[union-attr] # its time does not run yet
+        assert [output(finished(jobs, job))["card"] for job in (first, second)] == ["1", "1"]
+
+
+@pytest.mark.parametrize("deaths", [pools.TRIES - 1, pools.TRIES])
+def test_a_process_that_dies_while_it_boots_has_other_tries(
+    deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "PAUSE", 0.01)
+    (tmp_path / "deaths").write_text("again\n" * deaths)
+    with served(tmp_path, ["0"]) as (pool, jobs):
+        (record,) = done(jobs, {})
+        if deaths < pools.TRIES:
+            assert output(record)["card"] == "0" and pool.state == "ready"
+        else:
+            message = "The process of card 0 died while it booted (SIGKILL)."
+            assert record.error == {"code": "boot_failed", "message": message}
+            assert pool.state == "failed" and not jobs.dead  # it never ran: whoever asks is told why
+
+
+def test_an_idle_process_is_killed_twice_in_a_row(two: Two) -> None:
+    pool, jobs = two
+    for _ in range(2):
+        pool._cards[0].process.kill()  # type: ignore[union-attr]
+        until(lambda: pool._cards[0].state == "booting", 10)
+        until(lambda: pool.workers == {"ready": 2}, 60)
+    made = [output(each)["card"] for each in done(jobs, *[{"steps": 9, "seconds": 0.05}] * 2)]
+    assert sorted(made) == ["0", "1"]
+
+
+@pytest.mark.parametrize("moment", [-0.02, 0.0, 0.02])
+def test_a_job_is_cancelled_while_its_process_dies(two: Two, moment: float) -> None:
+    pool, jobs = two
+    job = jobs.submit({"steps": 1000, "seconds": 0.01}).id
+    left = pool._scratch / f"job-{job}"
+    left.mkdir()
+    until(lambda: any(card.state == "busy" for card in pool._cards))
+    (busy,) = (card.process for card in pool._cards if card.state == "busy")
+    for act in (lambda: jobs.cancel(job), busy.kill)[:: 1 if moment < 0 else -1]:  # type: ignore[union-attr]
+        act()
+        time.sleep(abs(moment))
+    assert finished(jobs, job).state is State.CANCELLED
+    assert not left.exists()  # what the dead one wrote
+    until(lambda: pool.workers == {"ready": 2}, 60)
+
+
+def test_when_the_last_card_is_lost_no_job_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "PAUSE", 0.01)
+    with served(tmp_path, ["0"]) as (pool, jobs):
+        until(lambda: pool.state == "ready", 60)
+        (tmp_path / "deaths").write_text("again\n" * pools.TRIES)
+        running, waiting = (jobs.submit({"steps": 1000, "seconds": 0.01}).id for _ in range(2))
+        until(lambda: pool._cards[0].state == "busy")
+        pool._cards[0].process.kill()  # type: ignore[union-attr]
+        codes = [(finished(jobs, job, 30).error or {})["code"] for job in (running, waiting)]
+        assert codes[0] in ("worker_died", "boot_failed") and codes[1] == "worker_died"
+        assert jobs.dead and jobs.refresh_wanted
+
+
+def test_a_process_that_cannot_be_started_leaves_its_card_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with served(tmp_path, ["0", "1"]) as (pool, jobs):
+        until(lambda: pool.workers == {"ready": 2}, 60)
+        monkeypatch.setattr(pools.subprocess, "Popen", no_process)
+        pool._cards[0].process.kill()  # type: ignore[union-attr]
+        until(lambda: pool.workers == {"failed": 1, "ready": 1}, 10)
+        assert output(done(jobs, {})[0])["card"] == "1"
 
 
 def test_a_drain_waits_for_every_card(tmp_path: Path) -> None:

@@ -111,6 +111,24 @@ def test_a_bad_job_is_told_without_a_trace(ready: Server) -> None:
     assert "scratch" not in str(done)
 
 
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        ({"task": "generate", "prompt": "A fox"}, "serves no model that does generate, but restore"),
+        ({"source": {"path": "a.mp4"}, "model": "seedvr2-3b"}, "serves nano for restore"),
+    ],
+)
+def test_a_job_that_this_worker_cannot_do_is_not_queued(
+    ready: Server, payload: dict[str, object], told: str
+) -> None:
+    before = httpx.get(f"{ready.url}/health").json()["jobs"]
+    for call in ("run", "runsync"):
+        answer = httpx.post(f"{ready.url}/{call}", json={"input": {"task": "restore", **payload}})
+        assert answer.status_code == 422 and answer.json()["error"]["code"] == "model_not_served"
+        assert told in answer.json()["error"]["message"]
+    assert httpx.get(f"{ready.url}/health").json()["jobs"] == before
+
+
 def test_cancel_takes_effect_within_two_seconds_and_the_worker_lives(ready: Server, tmp_path: Path) -> None:
     long = base64.b64encode((REPOSITORY / "examples" / "clip.mp4").read_bytes()).decode()
     started = ready.run({"source": {"base64": long}}, "run")

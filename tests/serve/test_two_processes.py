@@ -71,6 +71,11 @@ def test_files_are_staged_once_and_given_back(both: Server) -> None:
         time.sleep(0.05)
 
 
+def test_a_job_that_no_process_can_do_is_not_queued(both: Server) -> None:
+    answer = httpx.post(f"{both.url}/run", json={"input": {"task": "generate", "prompt": "A fox"}})
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "model_not_served"
+
+
 def test_two_jobs_run_at_once_and_the_death_of_a_process_loses_none(both: Server) -> None:
     assert httpx.get(f"{both.url}/health").json()["workers"]["ready"] == 2
     long = REPOSITORY / "examples" / "clip.mp4"

@@ -167,6 +167,13 @@ def test_when_the_inference_thread_dies_the_job_fails_and_the_worker_is_replaced
     assert "can't start new thread" in running.log()
 
 
+def test_a_worker_that_can_do_no_job_leaves_it_to_others(start: Any, platform: Platform) -> None:
+    running = start(lost=1.0)
+    assert running.wait() == 0
+    job = platform.put({"task": "fake"})
+    assert platform.waiting() == [job]
+
+
 # ------------------------------------------------------------------ a worker that was killed
 
 

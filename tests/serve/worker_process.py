@@ -93,6 +93,8 @@ def work(options: Mapping[str, Any]) -> None:
     journal = Path(options["journal"]) if "journal" in options else None
     slots = options.get("slots", 1)
     lifecycle = Lifecycle(fake_run, timeout=60, keep_seconds=60, journal=journal, slots=slots)
+    if "lost" in options:
+        threading.Timer(options["lost"], lifecycle.lose).start()
     serve_on_platform(
         lifecycle,
         boot,
