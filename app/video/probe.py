@@ -20,31 +20,14 @@ from pathlib import Path
 from app.errors import InputError
 from app.video import ffmpeg
 from app.video.images import ImageInfo, animation_rate, image_frame_count, image_info, too_many_pixels
+from app.video.opening import Opening, read_opening, refusal
+from app.video.pixels import HDR, Color, bit_depth, color_of, has_alpha, whole_chroma
 from app.video.rates import constant_rate, is_constant
 
 _SECONDS_TO_PROBE = 60.0
 _HIGHEST_DECLARED_RATE = 480  # above, the "rate" is the tick of the container's clock
 _RATE_OF_ONE_FRAME = 25.0
 _PACKETS_COUNTED = 20_000  # for a rate that nobody declares
-# The names of matrices that zscale takes; what a file says is never handed on otherwise.
-MATRICES = (
-    *("gbr", "bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"),
-    *("chroma-derived-nc", "chroma-derived-c", "ictcp"),
-)
-_HDR = {"smpte2084": "HDR (PQ)", "arib-std-b67": "HDR (HLG)"}
-_ALPHA = re.compile(r"^(yuva|gbrap|rgba|bgra|argb|abgr|ya\d|ayuv)")
-_RGB = re.compile(r"^(gbr|rgb|bgr|argb|abgr|0rgb|0bgr|x2rgb|x2bgr|pal8|mono)")
-_SUBSAMPLING = {"420": (2, 2), "422": (2, 1), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
-
-
-@dataclass(frozen=True)
-class Color:
-    """How stored values become RGB: names are ffmpeg's; what the file does not say is decided here."""
-
-    matrix: str  # "bt709", "smpte170m", ...; "gbr" where RGB is stored
-    full_range: bool
-    primaries: str
-    transfer: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +76,7 @@ class ClipInfo:
 
     @property
     def has_alpha(self) -> bool:
-        return bool(_ALPHA.match(self.pixel_format))
+        return has_alpha(self.pixel_format)
 
 
 def probe(
@@ -213,8 +196,8 @@ def _video_clip(path: Path) -> ClipInfo:
     said = "\n".join(lines[i].partition("] ")[2] for i in filtered)
     frame = _FRAME.search(said)
     if frame is None:
-        raise _refusal(path, lines)
-    return _described(path, _opening(path, lines[: filtered[0]]), said, frame)
+        raise refusal(path, lines)
+    return _described(path, read_opening(path, lines[: filtered[0]]), said, frame)
 
 
 def _too_slow(path: Path, what: str) -> InputError:
@@ -237,50 +220,6 @@ def _plain_name(path: Path) -> Iterator[Path]:
         yield link
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """What ffmpeg prints of a file as it opens it. The file's own text may imitate it: only words and
-    numbers are taken from it, and two stories about one stream are refused."""
-
-    video: re.Match[str]
-    sound: tuple[str, ...]  # the codec of each sound track
-    rotation: int
-    seconds: float | None
-
-
-def _opening(path: Path, lines: list[str]) -> _Opening:
-    """Read what came before the filter's first word; the last "Stream mapping:" there is ffmpeg's own."""
-    text = "\n".join(lines)
-    mapping = list(re.finditer(r"^Stream mapping:$", text, re.MULTILINE))
-    mapped = _MAPPED.search(text, mapping[-1].end()) if mapping else None
-    end = mapping[-1].start() if mapping else 0
-    streams: dict[int, re.Match[str]] = {}
-    clear = True
-    for stream in _STREAM.finditer(text, 0, end):  # one that belongs to two programs is printed twice
-        clear &= streams.setdefault(int(stream[1]), stream)[0] == stream[0]
-    video = streams.get(int(mapped[1])) if mapped else None
-    if video is None or video[2] != "Video" or not clear:
-        raise InputError(
-            "input_damaged",
-            f"{path.name} describes its streams in a way that cannot be followed; expected an ordinary"
-            " video: remove its titles and tags, or re-encode it.",
-        )
-    clock = _DURATION.search(text, 0, end)
-    return _Opening(
-        video,
-        tuple(stream[3] for _, stream in sorted(streams.items()) if stream[2] == "Audio"),
-        _rotation(text[video.end() : end]),
-        int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None,
-    )
-
-
-_STREAM = re.compile(r"^ *Stream #0:(\d{1,6})\b[^:\n]*: (Video|Audio): (\w+)(.*)$", re.MULTILINE | re.ASCII)
-_MAPPED = re.compile(r"^ *Stream #0:(\d{1,6}) -> #0:0 ", re.MULTILINE | re.ASCII)
-_DURATION = re.compile(r"^ *Duration: (\d{1,9}):(\d\d):(\d\d\.\d{1,9}),", re.MULTILINE | re.ASCII)
-_DECLARED = re.compile(r", (\d{1,9}(?:\.\d{1,9})?)(k?) fps\b", re.ASCII)
-_ROTATION = re.compile(
-    r"^ *display ?matrix: rotation of (-?\d{1,3}(?:\.\d{1,9})?) degrees", re.I | re.MULTILINE | re.ASCII
-)
 # of the filter's own lines
 _LINK = re.compile(r"^config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)", re.MULTILINE)
 _FRAME = re.compile(
@@ -291,22 +230,19 @@ _TAGS = re.compile(
 )
 
 
-def _described(path: Path, opening: _Opening, said: str, frame: re.Match[str]) -> ClipInfo:
+def _described(path: Path, opening: Opening, said: str, frame: re.Match[str]) -> ClipInfo:
     """The clip that ffmpeg's words describe."""
     pts, pixel_format, sar_x, sar_y, width, height, field = frame.groups()
     link = _LINK.search(said)
     tick, nominal = (_fraction(link[1], link[2]), _fraction(link[3], link[4])) if link else (Fraction(0),) * 2
-    declared = _DECLARED.search(opening.video[4])
-    average = float(declared[1]) * (1000 if declared[2] else 1) if declared else 0.0
-    if not 0 < average <= _HIGHEST_DECLARED_RATE:
-        average = counted_rate(path)
+    average = opening.rate if 0 < opening.rate <= _HIGHEST_DECLARED_RATE else counted_rate(path)
     rate = constant_rate(nominal, average)
     sample_aspect = _fraction(sar_x, sar_y) or Fraction(1)
     seconds = opening.seconds
     shown_rows = int(height)
     shown_columns = max(1, round(int(width) * sample_aspect))
     tags = _TAGS.search(said)
-    color = _color(pixel_format, int(width), int(height), tags.groups() if tags else ("unknown",) * 4)
+    color = color_of(pixel_format, int(width), int(height), tags.groups() if tags else ("unknown",) * 4)
     notes = []
     if not is_constant(nominal, average):
         notes.append(f"a variable rate ({average:.4g} frames/s on average) is read at a constant {rate}")
@@ -316,9 +252,9 @@ def _described(path: Path, opening: _Opening, said: str, frame: re.Match[str]) -
         )
     if field in "TB":
         notes.append("interlaced material is read as whole frames")
-    if color.transfer in _HDR:
-        notes.append(f"{_HDR[color.transfer]} is mapped to standard range")
-    if _ALPHA.match(pixel_format):
+    if color.transfer in HDR:
+        notes.append(f"{HDR[color.transfer]} is mapped to standard range")
+    if has_alpha(pixel_format):
         notes.append("transparency is laid over black")
     if "none" in opening.sound:
         notes.append("a sound track of unknown format is left out")
@@ -332,10 +268,10 @@ def _described(path: Path, opening: _Opening, said: str, frame: re.Match[str]) -
         start=int(pts) * tick if pts != "NOPTS" else Fraction(0),
         rotation=opening.rotation,
         sample_aspect=sample_aspect,
-        codec=opening.video[3],
+        codec=opening.codec,
         pixel_format=pixel_format,
         bit_depth=bit_depth(pixel_format),
-        whole_chroma=_whole_chroma(pixel_format, int(width), int(height)),
+        whole_chroma=whole_chroma(pixel_format, int(width), int(height)),
         color=color,
         audio=tuple(AudioTrack(i, codec) for i, codec in enumerate(opening.sound) if codec != "none"),
         is_image=False,
@@ -347,44 +283,6 @@ def _described(path: Path, opening: _Opening, said: str, frame: re.Match[str]) -
 def _fraction(numerator: str, denominator: str) -> Fraction:
     """The fraction; 0 where ffmpeg writes that it does not know (0/1, 1/0)."""
     return Fraction(int(numerator), int(denominator)) if int(denominator) else Fraction(0)
-
-
-def bit_depth(pixel_format: str) -> int:
-    """Bits of a channel: "yuv420p10le" -> 10, "rgb48be" -> 16, "nv12" -> 8."""
-    if re.match(r"(rgb|bgr)48|(rgba|bgra)64", pixel_format):
-        return 16
-    found = re.search(r"(?:p|gray|ya|p0|x2rgb|x2bgr|y2|xv)(9|10|12|14|16)(?:msb)?(?:le|be)?$", pixel_format)
-    return int(found[1]) if found else 8
-
-
-def _whole_chroma(pixel_format: str, width: int, height: int) -> bool:
-    found = re.search(r"yuv[aj]?(4\d\d)|(?:nv12|nv21|p01\d)", pixel_format)
-    across, down = _SUBSAMPLING.get(found[1] or "420", (1, 1)) if found else (1, 1)
-    return width % across == 0 and height % down == 0
-
-
-def _rotation(following: str) -> int:
-    """Degrees clockwise to turn the stored picture; ffmpeg itself applies them when decoding."""
-    found = _ROTATION.search(re.split(r"^ *Stream #", following, maxsplit=1, flags=re.MULTILINE)[0])
-    return round(-float(found[1])) % 360 if found else 0
-
-
-def _color(pixel_format: str, width: int, height: int, tags: tuple[str, ...]) -> Color:
-    """Tags as the file gives them; without, what players assume: BT.709 above television's 576 rows.
-
-    A side of 1280 counts as well: a wide film cut from 1280x720 has fewer rows and the same colours.
-    """
-    stored_range, matrix, primaries, transfer = tags
-    if _RGB.match(pixel_format):
-        return Color("gbr", True, primaries, transfer)
-    if matrix == "gbr" or matrix not in MATRICES:
-        large = max(width, height) >= 1280 or min(width, height) > 576
-        matrix = "bt709" if large else "smpte170m"
-    if stored_range in ("tv", "pc"):
-        full = stored_range == "pc"
-    else:
-        full = pixel_format.startswith(("yuvj", "gray", "ya"))
-    return Color(matrix, full, primaries, transfer)
 
 
 def counted_rate(path: Path) -> float:
@@ -400,54 +298,3 @@ def counted_rate(path: Path) -> float:
     if tick is None or len(stamps) < 2 or stamps[-1] == stamps[0]:
         return _RATE_OF_ONE_FRAME
     return (len(stamps) - 1) / (stamps[-1] - stamps[0]) * int(tick[2]) / int(tick[1])
-
-
-def _refusal(path: Path, lines: list[str]) -> InputError:
-    """Why ffmpeg gave no frame, in a sentence."""
-    text = "\n".join(lines)
-    name = path.name
-    if "matches no streams" in text:
-        return InputError(
-            "input_no_video", f"{name} has no video stream, only sound or data; expected a video or image."
-        )
-    if "moov atom not found" in text and _is_mp4(path):
-        return InputError(
-            "input_not_video",
-            f"{name} is an MP4 or MOV without its index (moov atom): it was cut short, most likely by an"
-            " interrupted copy or recording; copy it again.",
-        )
-    if "Decoder (codec" in text or "Unknown decoder" in text:
-        codec = re.search(r"Decoder \(codec (\w+)\)", text)
-        return InputError(
-            "input_codec_unknown",
-            f"{name} is coded with {codec[1] if codec else 'an unknown codec'}, which this ffmpeg cannot"
-            " decode; re-encode it, for example as H.264.",
-        )
-    if "Stream mapping:" in lines:
-        return InputError(
-            "input_damaged", f"{name} holds a video stream, but no frame of it can be decoded: copy it again."
-        )
-    return InputError(
-        "input_not_video",
-        f"{name} is {_kind(path)}; expected a video or image (MP4, MOV, MKV, WebM, PNG, ...).",
-    )
-
-
-def _is_mp4(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8)[4:] in (b"ftyp", b"mdat", b"wide", b"free", b"skip")
-
-
-def _kind(path: Path) -> str:
-    """What a file that is no video looks like."""
-    with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page or XML, perhaps an error page saved in a video's place"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself (run `git lfs pull`)"
-    if head.startswith(b"#extm3u"):
-        return "a playlist that names other files, not a video"
-    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "text"
-    return "of no known video or image format"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from app.errors import InputError, InternalError
 from app.video import ffmpeg
 from app.video.images import image_frames
-from app.video.probe import MATRICES, ClipInfo
+from app.video.pixels import HDR, MATRICES
+from app.video.probe import ClipInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,7 +126,7 @@ def _to_rgb(info: ClipInfo, size: tuple[int, int], pixel_format: PixelFormat) ->
         steps.append(f"format={planar}")
     elif not info.whole_chroma:
         steps.append(_full_chroma(info))
-    hdr = color.transfer in ("smpte2084", "arib-std-b67")
+    hdr = color.transfer in HDR
     wide = color.primaries == "bt2020"
     stored = (
         f"matrixin={color.matrix}:rangein={'full' if color.full_range else 'limited'}"

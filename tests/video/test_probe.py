@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app.errors import InputError
-from app.video.probe import bit_depth, counted_rate, probe
+from app.video.probe import counted_rate, probe
 from tests.video.clips import clip, make
 
 
@@ -114,27 +114,6 @@ def test_colours_are_tagged_or_decided(
 ) -> None:
     color = probe(clip(tmp_path / "a.mkv", *options, size=size, frames=2)).color
     assert (color.matrix, color.full_range) == expected
-
-
-@pytest.mark.parametrize(
-    ("pixel_format", "depth"),
-    [
-        ("yuv420p", 8),
-        ("nv12", 8),
-        ("yuv420p10le", 10),
-        ("p010le", 10),
-        ("gbrp12le", 12),
-        ("gray16be", 16),
-        ("rgb48be", 16),
-        ("rgba64le", 16),
-        ("yuva444p12le", 12),
-        ("bgra", 8),
-        ("pal8", 8),
-        ("ya16le", 16),
-    ],
-)
-def test_bit_depth(pixel_format: str, depth: int) -> None:
-    assert bit_depth(pixel_format) == depth
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff", "gif"])
