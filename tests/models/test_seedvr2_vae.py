@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from app.errors import ConfigError
+from app.models.autoencoder_kl import current_name
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.vae_config import VAEConfig, current_name, recognise_vae, vae_tensors
+from app.models.seedvr2.vae_config import VAEConfig, recognise_vae, vae_tensors
 from tests.seeded import randn, weight
 
 GOLDEN = Path(__file__).parents[1] / "golden"

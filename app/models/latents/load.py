@@ -10,13 +10,12 @@ import torch
 from app.boot.checkpoint import load
 from app.boot.tensorfile import read_index, rename_tensors
 from app.errors import ConfigError, UnavailableError
+from app.models.autoencoder_kl import current_name
 from app.models.latents import parts
 from app.models.latents.codecs import ImageCodec, SeedVR2Codec, VQCodec, WanCodec
 from app.models.latents.sd_config import SDConfig, read_config
-from app.models.latents.sd_config import current_name as sd_name
 from app.models.latents.vqvae import VQVAE
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.vae_config import current_name as seedvr2_name
 from app.models.source import Loading, Source
 from app.models.wan.vae import WanVAE
 
@@ -29,10 +28,10 @@ def load_seedvr2_codec(variant: str | None, files: Mapping[str, Source], loading
         FileError: It cannot be read.
     """
     file, placement = files["vae"], loading.placement
-    config = parts.seedvr2_config(variant, rename_tensors(read_index(file.now(), file.format), seedvr2_name))
+    config = parts.seedvr2_config(variant, rename_tensors(read_index(file.now(), file.format), current_name))
     vae = load(
         lambda: VideoVAE(config), file.now(), file.format,
-        device=placement.device, dtype=placement.conv_dtype, rename=seedvr2_name,
+        device=placement.device, dtype=placement.conv_dtype, rename=current_name,
         readers=loading.readers, progress=loading.progress,
     )  # fmt: skip
     return SeedVR2Codec(vae)
@@ -84,7 +83,7 @@ def load_sd_codec(variant: str | None, files: Mapping[str, Source], loading: Loa
         lambda: build_autoencoder_kl(config), file.now(), file.format,
         device=placement.device,
         dtype=torch.float32 if config.force_upcast else placement.conv_dtype,
-        rename=sd_name, readers=loading.readers, progress=loading.progress,
+        rename=current_name, readers=loading.readers, progress=loading.progress,
     )  # fmt: skip
     return ImageCodec(vae, config)
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from app.boot.tensorfile import TensorIndex, compare_tensors, rename_tensors
 from app.errors import ConfigError
+from app.models.autoencoder_kl import current_name
 from app.models.latents.sd_config import SDConfig, sd_tensors
-from app.models.latents.sd_config import current_name as sd_name
 from app.models.latents.sd_config import recognise as recognise_sd
 from app.models.latents.vqvae_config import VQConfig, recognise_vqvae, vqvae_tensors
 from app.models.seedvr2 import vae_config as seedvr2
@@ -69,7 +69,7 @@ def vqvae_config(variant: str | None, index: TensorIndex) -> VQConfig:
 
 def seedvr2_contents(variant: str | None, part: str, index: TensorIndex) -> list[str]:
     """How the tensors of a file differ from what the codec needs, in sentences; [] is right."""
-    own = rename_tensors(index, seedvr2.current_name)
+    own = rename_tensors(index, current_name)
     try:
         return compare_tensors(seedvr2.vae_tensors(seedvr2_config(variant, own)), own)
     except (ValueError, ConfigError) as error:
@@ -86,7 +86,7 @@ def wan_contents(variant: str | None, part: str, index: TensorIndex) -> list[str
 
 def sd_contents(variant: str | None, part: str, index: TensorIndex) -> list[str]:
     """The same for an AutoencoderKL's weights. That they are those of its config.json shows at loading."""
-    own = rename_tensors(index, sd_name)
+    own = rename_tensors(index, current_name)
     try:
         wanted = choose("sd-vae", SD, variant) or recognise_sd(shapes_of(own))
         return compare_tensors(sd_tensors(wanted), own)

@@ -9,33 +9,38 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from app.boot.regular import open_regular
 from app.errors import ConfigError, FileError
-
-Shape = tuple[int, ...]
+from app.models.autoencoder_kl import (
+    Keys,
+    Shape,
+    Tensors,
+    bad_setting,
+    conv,
+    count,
+    middle,
+    parameters,
+    resnet,
+    vectors,
+)
 
 CLASS: Final = "AutoencoderKL"
 _LARGEST_FILE = 2**20  # bytes of a config.json
 _LARGEST = 2**16  # of any width or count
+_KERNEL = (3, 3)
 _FIXED: Mapping[str, tuple[object, ...]] = {
+    "_class_name": (CLASS,),
     "act_fn": ("silu", "swish"),
     "in_channels": (3,),
     "out_channels": (3,),
 }
-_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-# Of training, of tiling, or of who wrote the file: they change no number.
-_MEANINGLESS = frozenset({"sample_size"})
-_OLD_ATTENTION_NAMES = {
-    ".query.": ".to_q.",
-    ".key.": ".to_k.",
-    ".value.": ".to_v.",
-    ".proj_attn.": ".to_out.0.",
-}
+_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+KEYS = Keys(_FIXED, _BLOCKS, ignored=frozenset({"sample_size"}))
 
 
 @dataclass(frozen=True)
@@ -84,28 +89,7 @@ class SDConfig:
             ConfigError: `vae_config_unsupported`, `vae_config_unknown` or `vae_config_invalid`, naming
                 `where`, the key and its value.
         """
-        known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {}
-        stages = original.get("block_out_channels", cls.block_out_channels)
-        stages = len(stages) if isinstance(stages, list | tuple) else 0
-        for key, value in original.items():
-            if key == "_class_name" and value != CLASS:
-                raise _bad("unsupported", where, key, value, f"{CLASS!r}: another model needs another codec")
-            if key.startswith("_") or key in _MEANINGLESS:
-                continue
-            if key in _FIXED:
-                if value not in _FIXED[key]:
-                    raise _bad("unsupported", where, key, value, repr(_FIXED[key][0]))
-            elif key in _BLOCK_TYPES:
-                if stages and value not in ([_BLOCK_TYPES[key]] * stages, (_BLOCK_TYPES[key],) * stages):
-                    raise _bad("unsupported", where, key, value, f"{_BLOCK_TYPES[key]!r} for each stage")
-            elif key not in known:
-                raise _bad(
-                    "unknown", where, key, value, f"only keys of {CLASS}, such as {', '.join(sorted(known))}"
-                )
-            else:
-                values[key] = tuple(value) if isinstance(value, list) else value
-        config = cls(**values)
+        config = cls(**parameters(original, cls(), KEYS, where))
         config.check(where)
         return config
 
@@ -115,23 +99,23 @@ class SDConfig:
         counts = {"layers_per_block": self.layers_per_block, "latent_channels": self.latent_channels}
         for name, value in (counts | {"norm_num_groups": self.norm_num_groups}).items():
             if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise _bad("invalid", where, name, value, f"a whole number from 1 to {_LARGEST}")
+                raise bad_setting("invalid", where, name, value, f"a whole number from 1 to {_LARGEST}")
         if type(widths) is not tuple or not 1 <= len(widths) <= 16:
-            raise _bad("invalid", where, "block_out_channels", widths, "a list of 1 to 16 widths")
+            raise bad_setting("invalid", where, "block_out_channels", widths, "a list of 1 to 16 widths")
         for width in widths:
             if type(width) is not int or not 1 <= width <= _LARGEST or width % self.norm_num_groups:
                 expected = (
                     f"whole numbers to {_LARGEST}, multiples of norm_num_groups = {self.norm_num_groups}"
                 )
-                raise _bad("invalid", where, "block_out_channels", widths, expected)
+                raise bad_setting("invalid", where, "block_out_channels", widths, expected)
         if not _number(self.scaling_factor) or self.scaling_factor <= 0:
-            raise _bad("invalid", where, "scaling_factor", self.scaling_factor, "a number above 0")
+            raise bad_setting("invalid", where, "scaling_factor", self.scaling_factor, "a number above 0")
         if self.shift_factor is not None and not _number(self.shift_factor):
-            raise _bad("invalid", where, "shift_factor", self.shift_factor, "a number, or null")
+            raise bad_setting("invalid", where, "shift_factor", self.shift_factor, "a number, or null")
         self._check_statistics(where)
         for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
             if type(getattr(self, name)) is not bool:
-                raise _bad("invalid", where, name, getattr(self, name), "true or false")
+                raise bad_setting("invalid", where, name, getattr(self, name), "true or false")
 
     def _check_statistics(self, where: str) -> None:
         for name in ("latents_mean", "latents_std"):
@@ -143,15 +127,15 @@ class SDConfig:
                 or len(values) != self.latent_channels
                 or not all(map(_number, values))
             ):
-                raise _bad(
+                raise bad_setting(
                     "invalid", where, name, values, f"latent_channels = {self.latent_channels} numbers"
                 )
         if (self.latents_mean is None) != (self.latents_std is None):
-            raise _bad(
+            raise bad_setting(
                 "invalid", where, "latents_std", self.latents_std, "both of latents_mean and latents_std"
             )
         if self.latents_std is not None and min(self.latents_std) <= 0:
-            raise _bad("invalid", where, "latents_std", self.latents_std, "numbers above 0")
+            raise bad_setting("invalid", where, "latents_std", self.latents_std, "numbers above 0")
 
     @property
     def spatial_factor(self) -> int:
@@ -183,10 +167,10 @@ class SDConfig:
         """As diffusers' `config.json` holds it."""
         stages = len(self.block_out_channels)
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        types = {key: [name] * stages for key, name in _BLOCK_TYPES.items()}
+        types = {key: [name] * stages for key, name in _BLOCKS.items()}
         fixed = {key: values[0] for key, values in _FIXED.items()}
         listed = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
-        return {"_class_name": CLASS, **fixed, **types, **listed}
+        return {**fixed, **types, **listed}
 
 
 def read_config(path: Path) -> SDConfig:
@@ -223,19 +207,6 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _bad(code: str, where: str, key: str, value: object, expected: str) -> ConfigError:
-    shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
-    return ConfigError(f"vae_config_{code}", f"{key} in {where} is {shown}; expected {expected}.")
-
-
-def current_name(name: str) -> str:
-    """A tensor's name as `sd_tensors` spells it: older files, sd-vae-ft-mse among them, name the middle
-    attention's otherwise."""
-    for old, new in _OLD_ATTENTION_NAMES.items():
-        name = name.replace(old, new)
-    return name
-
-
 def recognise(shapes: Mapping[str, Shape]) -> SDConfig:
     """The configuration that the tensors tell of. The number of groups, scales and precision leave no trace
     in them: those are defaults (one group, so that any width passes).
@@ -254,11 +225,11 @@ def recognise(shapes: Mapping[str, Shape]) -> SDConfig:
             )
         return tuple(shapes[name])
 
-    stages = _count(shapes, "encoder.down_blocks.{}.resnets.0.conv1.weight")
+    stages = count(shapes, "encoder.down_blocks.{}.resnets.0.conv1.weight")
     widths = [shape(f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(max(stages, 1))]
     return SDConfig(
         block_out_channels=tuple(widths),
-        layers_per_block=_count(shapes, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        layers_per_block=count(shapes, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         latent_channels=shape("decoder.conv_in.weight", 4)[1],
         norm_num_groups=1,
         use_quant_conv="quant_conv.weight" in shapes,
@@ -267,79 +238,40 @@ def recognise(shapes: Mapping[str, Shape]) -> SDConfig:
     )
 
 
-def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
-    count = 0
-    while pattern.format(count) in shapes:
-        count += 1
-    return count
-
-
-_Tensors = Iterator[tuple[str, Shape]]
-
-
 def sd_tensors(config: SDConfig) -> dict[str, Shape]:
     """Name and shape of every tensor of the checkpoint, in diffusers' names."""
     return dict([*_encoder(config), *_decoder(config)])
 
 
-def _encoder(config: SDConfig) -> _Tensors:
+def _encoder(config: SDConfig) -> Tensors:
     widths, latents = config.block_out_channels, 2 * config.latent_channels
-    yield from _conv("encoder.conv_in", 3, widths[0])
+    yield from conv("encoder.conv_in", 3, widths[0], _KERNEL)
     width = widths[0]
     for stage, out in enumerate(widths):
         for layer in range(config.layers_per_block):
-            yield from _resnet(f"encoder.down_blocks.{stage}.resnets.{layer}", width, out)
+            yield from resnet(f"encoder.down_blocks.{stage}.resnets.{layer}", width, out, _KERNEL)
             width = out
         if stage < len(widths) - 1:
-            yield from _conv(f"encoder.down_blocks.{stage}.downsamplers.0.conv", width, width)
-    yield from _middle("encoder.mid_block", width, config)
-    yield from _vectors("encoder.conv_norm_out", width)
-    yield from _conv("encoder.conv_out", width, latents)
+            yield from conv(f"encoder.down_blocks.{stage}.downsamplers.0.conv", width, width, _KERNEL)
+    yield from middle("encoder.mid_block", width, _KERNEL, attention=config.mid_block_add_attention)
+    yield from vectors("encoder.conv_norm_out", width)
+    yield from conv("encoder.conv_out", width, latents, _KERNEL)
     if config.use_quant_conv:
-        yield from _conv("quant_conv", latents, latents, 1)
+        yield from conv("quant_conv", latents, latents, (1, 1))
 
 
-def _decoder(config: SDConfig) -> _Tensors:
+def _decoder(config: SDConfig) -> Tensors:
     widths, latents = config.block_out_channels[::-1], config.latent_channels
     if config.use_post_quant_conv:
-        yield from _conv("post_quant_conv", latents, latents, 1)
-    yield from _conv("decoder.conv_in", latents, widths[0])
-    yield from _middle("decoder.mid_block", widths[0], config)
+        yield from conv("post_quant_conv", latents, latents, (1, 1))
+    yield from conv("decoder.conv_in", latents, widths[0], _KERNEL)
+    yield from middle("decoder.mid_block", widths[0], _KERNEL, attention=config.mid_block_add_attention)
     width = widths[0]
     for stage, out in enumerate(widths):
         for layer in range(config.layers_per_block + 1):
-            yield from _resnet(f"decoder.up_blocks.{stage}.resnets.{layer}", width, out)
+            yield from resnet(f"decoder.up_blocks.{stage}.resnets.{layer}", width, out, _KERNEL)
             width = out
         if stage < len(widths) - 1:
-            yield from _conv(f"decoder.up_blocks.{stage}.upsamplers.0.conv", width, width)
-    yield from _vectors("decoder.conv_norm_out", width)
-    yield from _conv("decoder.conv_out", width, 3)
-
-
-def _middle(name: str, width: int, config: SDConfig) -> _Tensors:
-    yield from _resnet(f"{name}.resnets.0", width, width)
-    if config.mid_block_add_attention:
-        yield from _vectors(f"{name}.attentions.0.group_norm", width)
-        for linear in ("to_q", "to_k", "to_v", "to_out.0"):
-            yield f"{name}.attentions.0.{linear}.weight", (width, width)
-            yield f"{name}.attentions.0.{linear}.bias", (width,)
-    yield from _resnet(f"{name}.resnets.1", width, width)
-
-
-def _resnet(name: str, width: int, out: int) -> _Tensors:
-    yield from _vectors(f"{name}.norm1", width)
-    yield from _conv(f"{name}.conv1", width, out)
-    yield from _vectors(f"{name}.norm2", out)
-    yield from _conv(f"{name}.conv2", out, out)
-    if width != out:
-        yield from _conv(f"{name}.conv_shortcut", width, out, 1)
-
-
-def _conv(name: str, width: int, out: int, kernel: int = 3) -> _Tensors:
-    yield f"{name}.weight", (out, width, kernel, kernel)
-    yield f"{name}.bias", (out,)
-
-
-def _vectors(name: str, width: int) -> _Tensors:
-    yield f"{name}.weight", (width,)
-    yield f"{name}.bias", (width,)
+            yield from conv(f"decoder.up_blocks.{stage}.upsamplers.0.conv", width, width, _KERNEL)
+    yield from vectors("decoder.conv_norm_out", width)
+    yield from conv("decoder.conv_out", width, 3, _KERNEL)

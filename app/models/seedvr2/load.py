@@ -13,6 +13,7 @@ from app.boot.checkpoint import give_back, load, load_tensor
 from app.boot.manifest import Format
 from app.boot.tensorfile import read_index, rename_tensors
 from app.device import Placement, free_bytes
+from app.models.autoencoder_kl import current_name
 from app.models.seedvr2.config import DiTConfig
 from app.models.seedvr2.dit import DiT
 from app.models.seedvr2.memory import block_bytes, rest_bytes
@@ -22,7 +23,6 @@ from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
 from app.models.seedvr2.restore import Restorer
 from app.models.seedvr2.tiles import HOST
 from app.models.seedvr2.vae import VideoVAE
-from app.models.seedvr2.vae_config import current_name
 from app.models.source import Loading, Source
 from app.nn.float8 import Product, keep_in_float8
 from app.progress import Progress, Silent

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from app.boot.tensorfile import TensorIndex, compare_tensors, rename_tensors
 from app.errors import ConfigError
+from app.models.autoencoder_kl import current_name
 from app.models.seedvr2.config import DiTConfig, Shapes, dit_tensors, recognise_dit
-from app.models.seedvr2.vae_config import VAEConfig, current_name, recognise_vae, vae_tensors
+from app.models.seedvr2.vae_config import VAEConfig, recognise_vae, vae_tensors
 from app.models.seedvr2.variants import VARIANTS, Variant
 
 PARTS = ("dit", "vae", "positive", "negative")

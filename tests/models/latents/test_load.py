@@ -14,10 +14,11 @@ from torch import nn
 from app.boot.tensorfile import read_index
 from app.device import Placement, free_bytes
 from app.errors import ConfigError, SeedpodError, UnavailableError
+from app.models.autoencoder_kl import current_name
 from app.models.latents import load, parts
 from app.models.latents.codecs import ImageCodec
 from app.models.latents.memory import frames_at_once
-from app.models.latents.sd_config import SDConfig, current_name, read_config, recognise, sd_tensors
+from app.models.latents.sd_config import SDConfig, read_config, recognise, sd_tensors
 from app.models.source import Loading, Source
 from app.progress import Silent
 from tests.models.latents.small import clip, codec, decoded, encoded, error
