@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.job import fields
 from app.models.latents.edit_request import Edits, clips_of
 from app.models.latents.weights_request import Changes, InterpolateWeights
 
@@ -20,11 +21,7 @@ class AutoencodeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(
-        default=None,
-        description="Model of the manifest. Unset: the only autoencode model there is.",
-        examples=["sd-vae-ft-mse"],
-    )
+    model: str | None = fields.model("autoencode", "sd-vae-ft-mse")
     edits: Edits = []
     weights: Changes = []
     short_side: int | None = Field(
@@ -48,13 +45,7 @@ class AutoencodeRequest(BaseModel):
     codec: Literal["h264", "lossless"] = Field(
         default="h264", description="h264: 8 bits, plays everywhere. lossless: every value kept."
     )
-    quality: int | None = Field(
-        default=None,
-        ge=0,
-        le=51,
-        description="Constant rate factor of h264; lower is better and larger. Unset: a visually "
-        "lossless one.",
-    )
+    quality: int | None = fields.quality("h264")
 
     @model_validator(mode="after")
     def _known_clips(self) -> AutoencodeRequest:

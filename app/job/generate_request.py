@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.job import fields
 from app.spelling import as_text
 
 PROMPT = 20_000  # characters; a model reads some 2,500 of them
@@ -56,11 +57,7 @@ class GenerateRequest(BaseModel):
         max_length=PROMPT,
         description="What the video must not show; needs guidance. Unset: the one published with Wan 2.1.",
     )
-    model: str | None = Field(
-        default=None,
-        description="Model of the manifest. Unset: the only generate model there is.",
-        examples=["self-forcing"],
-    )
+    model: str | None = fields.model("generate", "self-forcing")
     use_ema: bool | None = Field(
         default=None,
         description="Whether the averaged weights (EMA) of a checkpoint are used. Unset: where it has them.",
@@ -85,9 +82,7 @@ class GenerateRequest(BaseModel):
     rate: float = Field(
         default=16.0, ge=1, le=120, description="Frames per second. The models are made for 16."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default=0, description="Seed of the noise. The same seed and settings give the same result."
-    )
+    seed: int = fields.seed()
     steps: int | None = Field(
         default=None,
         ge=1,
@@ -122,13 +117,7 @@ class GenerateRequest(BaseModel):
         default="h264",
         description="h264: 8 bits, plays everywhere. h264_10, hevc10: 10 bits. lossless: every value kept.",
     )
-    quality: int | None = Field(
-        default=None,
-        ge=0,
-        le=51,
-        description="Constant rate factor of h264, h264_10 and hevc10; lower is better and larger. Unset: a "
-        "visually lossless one.",
-    )
+    quality: int | None = fields.quality("h264, h264_10 and hevc10")
     keep_partial: bool = Field(
         default=False,
         description="Whether a job that is stopped leaves what it made so far, as a video that plays.",

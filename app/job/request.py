@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import UsageError
+from app.job import fields
 from app.spelling import JSON
 
 MOST = 20  # wrong fields that a message names
@@ -25,11 +26,7 @@ class RestoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(
-        default=None,
-        description="Model of the manifest. Unset: the only restore model there is.",
-        examples=["seedvr2-3b"],
-    )
+    model: str | None = fields.model("restore", "seedvr2-3b")
     height: int | None = Field(
         default=None, ge=16, le=8192, description="Height of the result, in pixels; alone, keeps the shape."
     )
@@ -45,9 +42,7 @@ class RestoreRequest(BaseModel):
         le=8192,
         description="Shorter side of the result, in pixels, instead of the others.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default=0, description="Seed of the noise. The same seed and settings give the same result."
-    )
+    seed: int = fields.seed()
     steps: int = Field(default=1, ge=1, le=100, description="Diffusion steps. The models are made for one.")
     guidance: float = Field(
         default=1.0,
@@ -95,13 +90,7 @@ class RestoreRequest(BaseModel):
         description="h264: 8 bits, plays everywhere. h264_10, hevc10: 10 bits. lossless: every value kept. "
         "png: a folder of numbered frames. Not for images.",
     )
-    quality: int | None = Field(
-        default=None,
-        ge=0,
-        le=51,
-        description="Constant rate factor of h264, h264_10 and hevc10; lower is better and larger. Unset: a "
-        "visually lossless one.",
-    )
+    quality: int | None = fields.quality("h264, h264_10 and hevc10")
 
     @field_validator("tile")
     @classmethod
