@@ -7,8 +7,9 @@ from torch import Tensor
 
 from app.models.seedvr2 import windows
 from app.models.seedvr2.config import config_3b, config_7b
-from app.models.seedvr2.dit import Attention, DiT, rms_norm
+from app.models.seedvr2.dit import Attention, DiT
 from app.models.seedvr2.rope import text_rotations, video_rotations
+from app.models.seedvr2.steps import rms_norm
 from app.models.seedvr2.windows import make_windows
 from tests.golden import draw
 

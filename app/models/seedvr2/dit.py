@@ -20,25 +20,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from app.models.seedvr2.config import TIME_SINUSOIDS, DiTConfig, branches
-from app.models.seedvr2.rope import frequencies, rotate, text_rotations, video_rotations
+from app.models.seedvr2.rope import frequencies, text_rotations, video_rotations
+from app.models.seedvr2.steps import PLAIN, Steps, modulate, rms_norm
 from app.models.seedvr2.windows import Partition, Run, Size, partition, transitions
 from app.nn.linear import Linear
 from app.nn.transfer import to_device
 
 Heads = tuple[Tensor, Tensor, Tensor]  # q, k, v
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """`F.rms_norm` over the last dimension (Zhang and Sennrich, 2019, arXiv:1910.07467).
-
-    That is one kernel on a GPU, but on a CPU it squares into a tensor of x's size.
-    """
-    if x.is_cuda:
-        fused: Tensor = F.rms_norm(x, x.shape[-1:], weight, eps)
-        return fused
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    normed: Tensor = (x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
-    return normed if weight is None else normed.mul_(weight)
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,7 @@ class Plan:
     moves: tuple[Tensor | None, ...]
     rotations: dict[Size, Tensor]
     text_rotations: Tensor | None
+    steps: Steps
 
     def moved(self, vid: Tensor, layer: int) -> Tensor:
         """Tokens in the order of the layer before (raster at first) -> in the order of this layer; behind
@@ -151,9 +140,8 @@ class SwiGLU(nn.Module):
         self.proj_out = Linear(hidden, dim, bias=False)
         self.proj_in = Linear(dim, hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gated = F.silu(self.proj_in_gate(x), inplace=True).mul_(self.proj_in(x))
-        out: Tensor = self.proj_out(gated)
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        out: Tensor = self.proj_out(steps.gated(self.proj_in_gate(x), self.proj_in(x)))
         return out
 
 
@@ -165,7 +153,7 @@ class MLP(nn.Module):
         self.proj_in = Linear(dim, hidden)
         self.proj_out = Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
         out: Tensor = self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
         return out
 
@@ -211,7 +199,7 @@ class Attention(nn.Module):
     def text_heads(self, txt: Tensor, plan: Plan) -> Heads:
         """txt (L, D) -> its q, k, v, the same for every window: (h, L, d)."""
         scale = self._scale(self.norm_q.text, self.norm_k.text)
-        return self._heads(self._split(self.proj_qkv.text(txt)), scale, plan.text_rotations)
+        return self._heads(self._split(self.proj_qkv.text(txt)), scale, plan.text_rotations, PLAIN)
 
     def forward(self, vid: Tensor, txt: Heads, plan: Plan, run: Run, texts: TextMean) -> Tensor:
         """vid (tokens of a run of windows, D). Returns it projected, and adds what the text became in each
@@ -223,7 +211,8 @@ class Attention(nn.Module):
         for group in run:
             start, stop = stop, stop + group.tokens
             windows = qkv[start:stop].view(group.count, group.length, *qkv.shape[1:])
-            mixed = self._attend(self._heads(windows, scale, plan.rotations[group.shape]), txt)
+            heads = self._heads(windows, scale, plan.rotations[group.shape], plan.steps)
+            mixed = self._attend(heads, txt)
             out[start:stop] = mixed[:, : group.length].flatten(0, 1)
             if self.text_leaves:
                 texts.add(mixed[:, group.length :].sum(0, dtype=torch.float32))
@@ -245,11 +234,12 @@ class Attention(nn.Module):
     def _split(self, qkv: Tensor) -> Tensor:
         return qkv.view(-1, 3, self.config.heads, self.config.head_dim)
 
-    def _heads(self, qkv: Tensor, scale: Tensor, rotations: Tensor | None) -> Heads:
+    def _heads(self, qkv: Tensor, scale: Tensor, rotations: Tensor | None, steps: Steps) -> Heads:
         """qkv (..., length, 3, h, d) -> (..., h, length, d) each; q and k RMS-normed per head and turned."""
-        qk = rms_norm(qkv[..., :2, :, :], None, self.config.norm_eps).mul_(scale)
-        if rotations is not None:
-            qk = rotate(qk, rotations[:, None, None])
+        if rotations is None:
+            qk = rms_norm(qkv[..., :2, :, :], None, self.config.norm_eps).mul_(scale)
+        else:
+            qk = steps.turn(qkv[..., :2, :, :], scale, rotations, self.config.norm_eps)
         q, k, v = *qk.unbind(-3), qkv[..., 2, :, :]
         return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
@@ -276,29 +266,28 @@ class Block(nn.Module):
         Video meets itself only inside windows, so a run of windows goes through the whole block before
         the next one: what a block needs besides vid does not grow with the clip.
         """
+        eps, steps = self.config.norm_eps, plan.steps
         if self.text_modulated:
             txt_shift, txt_scale, txt_gate = self.ada.text("attn", time[0])
-            txt_in = self._modulate(txt, txt_scale, txt_shift)
+            txt_in = modulate(txt, txt_scale, txt_shift, eps)
         else:
-            txt_in = rms_norm(txt, None, self.config.norm_eps)
+            txt_in = rms_norm(txt, None, eps)
         txt_heads = self.attn.text_heads(txt_in, plan)
         shift, scale, gate = self.ada.video("attn", time[0])
-        mlp_modulation = self.ada.video("mlp", time[1])
+        mlp_shift, mlp_scale, mlp_gate = self.ada.video("mlp", time[1])
         texts = plan.text_mean(windows)
         for run in windows.runs:
             part = vid[run[0].start : run[-1].stop]
-            part.addcmul_(self.attn(self._modulate(part, scale, shift), txt_heads, plan, run, texts), gate)
-            self._mlp(part, self.mlp.video, *mlp_modulation)
+            y = self.attn(steps.modulate(part, scale, shift, eps), txt_heads, plan, run, texts)
+            y = steps.add_and_modulate(part, y, gate, mlp_scale, mlp_shift, eps)
+            part.addcmul_(self.mlp.video(y, steps), mlp_gate)
+            del y  # the next run begins without it
         if self.text_leaves:
             txt_out = self.attn.proj_out.text(texts.mean().to(txt.dtype))
-            txt = self._mlp(txt + txt_out * txt_gate, self.mlp.text, *self.ada.text("mlp", time[1]))
+            txt = txt + txt_out * txt_gate
+            shift, scale, gate = self.ada.text("mlp", time[1])
+            txt.addcmul_(self.mlp.text(modulate(txt, scale, shift, eps), PLAIN), gate)
         return vid, txt
-
-    def _modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return rms_norm(x, scale, self.config.norm_eps).add_(shift)
-
-    def _mlp(self, x: Tensor, mlp: nn.Module, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        return x.addcmul_(mlp(self._modulate(x, scale, shift)), gate)
 
 
 class OutputModulation(nn.Module):
@@ -341,6 +330,7 @@ class DiT(nn.Module):
             self.vid_out_norm = Scale(dim)
             self.vid_out_ada = OutputModulation(dim)
         self.vid_out = Projection(dim, config.out_channels * patch)
+        self.steps: Steps = PLAIN
 
     def plan(self, frames: int, height: int, width: int, text_length: int) -> Plan:
         """The plan for latents of frames x height x width and `text_length` text tokens.
@@ -367,6 +357,7 @@ class DiT(nn.Module):
                 shape: video_rotations(self.config, shape, text_length).to(device) for shape in shapes
             },
             text_rotations=None if text is None else text.to(device),
+            steps=self.steps,
         )
 
     def forward(self, vid: Tensor, txt: Tensor, timestep: float, plan: Plan) -> Tensor:

@@ -21,6 +21,7 @@ from app.models.wan import rope
 from app.models.wan.cache import KeysValues
 from app.models.wan.config import TransformerConfig
 from app.models.wan.pieces import Piece
+from app.models.wan.steps import Steps, rms_norm
 from app.nn.linear import Linear
 
 
@@ -33,8 +34,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = F.rms_norm(x, x.shape[-1:], eps=self.eps)
-        return normed * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ class Pass:
     rotations: rope.Table
     queries: Tensor
     length: int
-
-
-def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """x (n, D), layer-normed, times scale, plus shift, (D,) float32 each."""
-    return F.layer_norm(x.float(), x.shape[-1:], scale, shift, eps).to(x.dtype)
+    steps: Steps
 
 
 def attend(q: Tensor, keys_values: KeysValues) -> Tensor:
@@ -69,10 +65,6 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
 
-    def query(self, x: Tensor) -> Tensor:
-        heads: Tensor = self.norm_q(self.q(x)).unflatten(-1, self.split)
-        return heads
-
     def keys_values(self, x: Tensor) -> KeysValues:
         return self.norm_k(self.k(x)).unflatten(-1, self.split), self.v(x).unflatten(-1, self.split)
 
@@ -85,14 +77,15 @@ class SelfAttention(Attention):
         values are left in `stored`, where those that it sees are."""
         for piece in run.pieces:
             shift, scale = six[piece.item, piece.row, :2]
-            y = modulated(x[piece.item, piece.own], shift, scale, eps)
+            y = run.steps.modulate(x[piece.item, piece.own], shift, scale, eps)
             rotations = run.rotations[0][piece.own], run.rotations[1][piece.own]
-            keys, values = self.keys_values(y)
-            turned = rope.rotate(keys, rotations)
+            keys, values = self.k(y), self.v(y).unflatten(-1, self.split)
             for own, place in piece.writes:
-                stored[0][piece.item, place] = turned[own]
+                here = rotations[0][own], rotations[1][own]
+                run.steps.turn_into(stored[0][piece.item, place], keys[own], self.norm_k.weight, here, eps)
                 stored[1][piece.item, place] = values[own]
-            run.queries[piece.item, piece.own] = rope.rotate(self.query(y), rotations)
+            queries = run.queries[piece.item, piece.own]
+            run.steps.turn_into(queries, self.q(y), self.norm_q.weight, rotations, eps)
         return attend(run.queries, (stored[0][:, : run.length], stored[1][:, : run.length]))
 
 
@@ -109,8 +102,9 @@ class CrossAttention(Attention):
         keys, values = self.norm_k_img(self.k_img(x)), self.v_img(x)
         return keys.unflatten(-1, self.split), values.unflatten(-1, self.split)
 
-    def forward(self, x: Tensor, text: KeysValues, image: KeysValues | None) -> Tensor:
-        q = self.query(x)
+    def forward(self, x: Tensor, text: KeysValues, image: KeysValues | None, steps: Steps) -> Tensor:
+        """x (1, n, D)."""
+        q = steps.rms_norm(self.q(x), self.norm_q.weight, self.norm_q.eps).view(*x.shape[:-1], *self.split)
         mixed = attend(q, text)
         if image is not None:
             mixed = mixed + attend(q, image)
@@ -146,11 +140,16 @@ class Block(nn.Module):
         attended = self.self_attn(x, six, self.eps, run, stored)
         for piece in run.pieces:
             part, (_, _, gate, shift, scale, last) = x[piece.item, piece.own], six[piece.item, piece.row]
-            part.addcmul_(self.self_attn.o(attended[piece.item, piece.own]), gate)
             item = slice(piece.item, piece.item + 1)
             one = None if image is None else (image[0][item], image[1][item])
-            part.add_(self.cross_attn(self.norm3(part)[None], (text[0][item], text[1][item]), one)[0])
-            part.addcmul_(self.mlp(modulated(part, shift, scale, self.eps)), last)
+            y = run.steps.add_and_norm(
+                part, self.self_attn.o(attended[piece.item, piece.own]), gate,
+                self.norm3.weight, self.norm3.bias, self.eps,
+            )  # fmt: skip
+            y = self.cross_attn(y[None], (text[0][item], text[1][item]), one, run.steps)[0]
+            y = run.steps.add_and_modulate(part, y, shift, scale, self.eps)
+            part.addcmul_(self.mlp(y), last)
+            del y  # the next piece begins without it
 
     def mlp(self, x: Tensor) -> Tensor:
         """`ffn` of x (n, D), its activation in place."""
@@ -173,7 +172,8 @@ class Head(nn.Module):
         parts = []
         for piece in run.pieces:
             shift, scale = two[piece.item, piece.row]
-            parts.append(self.head(modulated(x[piece.item, piece.own], shift, scale, self.eps)))
+            y = run.steps.modulate(x[piece.item, piece.own], shift, scale, self.eps)
+            parts.append(self.head(y))
         return torch.cat(parts).view(*x.shape[:2], -1)
 
 

@@ -32,6 +32,7 @@ from app.models.wan.cache import CrossCache, KVCache, Place
 from app.models.wan.config import POSE_DIM, TransformerConfig
 from app.models.wan.layers import Block, CrossAttention, Head, ImageEmbedding, Pass
 from app.models.wan.pieces import pieces
+from app.models.wan.steps import PLAIN, Steps
 from app.nn.linear import Linear, linear
 from app.nn.transfer import to_device
 
@@ -87,6 +88,7 @@ class Transformer(nn.Module):
             self.img_emb = ImageEmbedding(config.image_dim, dim)
         if config.pose and dim != POSE_DIM:
             self.pose_proj = Linear(POSE_DIM, dim)
+        self.steps: Steps = PLAIN
 
     @property
     def device(self) -> torch.device:
@@ -231,4 +233,4 @@ class Transformer(nn.Module):
         at_once = max(1, _BLOCK // dim) if x.device.type == "cpu" else tokens
         cut = pieces(batch, tokens, times.head.shape[1], at_once, place.writes)
         queries = x.new_empty(batch, tokens, self.config.heads, self.config.head_dim)
-        return Pass(cut, plan.rotations, queries, place.length)
+        return Pass(cut, plan.rotations, queries, place.length, self.steps)
