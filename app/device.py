@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,7 +45,7 @@ def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
     should.
 
     Raises:
-        UnavailableError: `device_unavailable`: the device is not there.
+        UnavailableError: `device_unavailable`: the device is not there, or torch cannot use it.
         ConfigError: `float8_unavailable`: the device has no float8.
     """
     chosen = torch.device(_auto(metal) if device == "auto" else device)
@@ -53,6 +54,12 @@ def place(device: str, dtype: str, *, metal: bool = False) -> Placement:
             "device_unavailable",
             f"SEEDPOD_DEVICE is {device}, and this machine shows {torch.cuda.device_count()} CUDA devices; "
             "run the container with --gpus all, or set SEEDPOD_DEVICE=cpu.",
+        )
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            "device_unavailable",
+            f"This machine shows {torch.cuda.device_count()} CUDA devices, which torch {torch.__version__} "
+            f"cannot use: {_obstacle()}; use a machine with a newer driver, or set SEEDPOD_DEVICE=cpu.",
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UnavailableError(
@@ -84,9 +91,19 @@ def _product(device: torch.device) -> Product:
 
 
 def _auto(metal: bool) -> str:
-    if torch.cuda.is_available():
+    if torch.cuda.device_count():  # those that the driver shows: to pass over one that is paid for is no help
         return "cuda"
     return "mps" if metal and torch.backends.mps.is_available() else "cpu"
+
+
+def _obstacle() -> str:
+    """Why torch cannot use the CUDA devices that the driver shows."""
+    init: Callable[[], None] = torch.cuda.init
+    try:
+        init()
+    except RuntimeError as error:
+        return str(error).partition(". ")[0]
+    return "CUDA does not start"
 
 
 def free_bytes(device: torch.device) -> int:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from app.boot.manifest import Format
 from app.device import place
+from app.errors import ConfigError
+from app.errors import UnavailableError
 from app.models.latents.autoencode import Session
 from app.models.latents.codec import Codec
 from app.models.latents.edit_request import Noise, Smooth
@@ -68,6 +70,28 @@ def test_float32_on_the_card_is_float32(dtype: str) -> None:
     torch.backends.cudnn.allow_tf32 = True
     assert place("cuda", dtype).device.type == "cuda"
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_card_with_an_old_driver_is_not_passed_over(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12040). Please update it."
+        )
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the driver's own count
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UnavailableError, match=r"too old \(found version 12040\); use a machine") as caught:
+        place(device, "auto")
+    assert caught.value.code == "device_unavailable"
+
+
+def test_metal_has_no_float8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="which Metal does not have") as caught:
+        place("mps", "float8")
+    assert caught.value.code == "float8_unavailable"
 
 
 def seedvr2(volume: Path, dtype: str) -> Restorer:

@@ -136,7 +136,11 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # not every libc has it
             ctypes.CDLL(None).malloc_trim(0)
-    torch.cuda.empty_cache()  # does nothing before CUDA is first used
+    cuda_is_used: Callable[[], bool] = torch.cuda.is_initialized
+    if cuda_is_used():
+        torch.cuda.empty_cache()
+        # Pinned memory, which is kept as well: blocks of a transformer that waited there are many gigabytes.
+        torch._C._host_emptyCache()
 
 
 def _empty(entry: TensorEntry, device: torch.device, dtype: torch.dtype | None) -> Tensor:

@@ -316,6 +316,15 @@ def test_giving_back_leaves_everything_working() -> None:
     assert torch.ones(3).sum() == 3
 
 
+def test_giving_back_returns_what_cuda_keeps_of_both_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("device"))
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: given.append("host"), raising=False)
+    give_back()
+    assert given == ["device", "host"]
+
+
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
