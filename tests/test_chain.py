@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app import chain
 from app.boot import stage as stage_module
@@ -123,3 +124,22 @@ def test_a_wrong_file_of_the_second_model_ends_the_boot_after_the_first(
     with pytest.raises(ConfigError, match=r"second\.pth has SHA-256"):
         next(booting)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stage")]
+
+
+def test_float8_is_for_transformers(
+    boot: Boot, latents_volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model without one is refused alone; beside one that has, it is loaded as ever."""
+    root = {"SEEDPOD_ROOTS": str(latents_volume), "SEEDPOD_DTYPE": "float8", "SEEDPOD_STAGE": "off"}
+    with pytest.raises(
+        ConfigError, match=r"transformers in 8 bits, and autoencoders \(nano-wan-vae\)"
+    ) as told:
+        boot("", "nano-wan-vae", **root)
+    assert told.value.code == "float8_unavailable"
+    with caplog.at_level("INFO"):
+        loaded = {each.name: each.pipeline for each in boot("", "nano,nano-wan-vae", **root)}
+    assert loaded["nano"].float8 == "widened"
+    assert next(loaded["nano-wan-vae"].module.parameters()).dtype == torch.float32
+    assert [line for line in caplog.messages if "float8" in line] == [
+        "nano: matrices in float8, widened to 16 bits for each product"
+    ]

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from app.boot.manifest import Format
 from app.device import place
-from app.errors import ConfigError
-from app.errors import UnavailableError
+from app.errors import ConfigError, UnavailableError
 from app.models.latents.autoencode import Session
 from app.models.latents.codec import Codec
 from app.models.latents.edit_request import Noise, Smooth

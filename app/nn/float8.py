@@ -25,7 +25,7 @@ PRODUCTS: Final[dict[Product, str]] = {  # in words
     "scaled": "multiplied with tokens in float8",
 }
 FLOAT8: Final = torch.float8_e4m3fn
-MULTIPLE: Final = 16  # of a matrix's sides, as kernels for 8 bits want them
+MULTIPLE: Final = 16  # of a matrix's sides, as a card's kernels for 8 bits want them
 _MOST: Final = torch.finfo(FLOAT8).max
 _LEAST: Final = 1e-30  # largest value of a row, as far as scales can tell it from zero
 _PIECE: Final = 32_000  # elements; torch keeps fewer than 32,768 of them in the calling thread
@@ -82,20 +82,18 @@ class Rows:
 
 
 def keep_in_float8(blocks: nn.Module, product: Product | None) -> None:
-    """Replace the linear layers of `blocks`, where `is_kept`, by such ones; before their values are loaded.
-    None: leave them."""
-    for module in list(blocks.modules()) if product else []:
+    """Replace the linear layers of `blocks` by such ones, before their values are loaded; odd sizes are
+    always widened. None: leave all as they are."""
+    if product is None:
+        return
+    for module in list(blocks.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Linear) and product and is_kept(child.weight.shape):
-                setattr(module, name, Float8Linear(child, product))
+            if isinstance(child, Linear):
+                odd = child.in_features % MULTIPLE or child.out_features % MULTIPLE
+                setattr(module, name, Float8Linear(child, "widened" if odd else product))
 
 
-def is_kept(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of a block is a matrix that is kept in float8: whether kernels take it."""
-    return len(shape) == 2 and not any(side % MULTIPLE for side in shape)
-
-
-def kept_bytes(shape: tuple[int, ...]) -> int:
+def matrix_bytes(shape: tuple[int, ...]) -> int:
     """Memory of such a matrix and its scales."""
     return math.prod(shape) + 4 * shape[0]
 

@@ -25,7 +25,7 @@ from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig, vae_tensors
 from app.nn.allocations import Allocations, Stand
 from app.nn.causal_conv import CausalState
-from app.nn.float8 import Product, is_kept, keep_in_float8, kept_bytes
+from app.nn.float8 import Product, keep_in_float8, matrix_bytes
 from app.video.color import ColorFix, repair
 
 LAYERS: Final = 3  # of the transformer that are passed: both partitions, and what lies between two layers
@@ -305,8 +305,8 @@ def block_bytes(dit: DiTConfig, dtype: torch.dtype, float8: Product | None) -> l
     sizes = [0] * dit.layers
     for name, shape in dit_tensors(dit).items():
         if name.startswith("blocks."):
-            eight = float8 is not None and is_kept(shape)
-            nbytes = kept_bytes(shape) if eight else math.prod(shape) * dtype.itemsize
+            eight = float8 is not None and len(shape) == 2  # what is no matrix stays as it is
+            nbytes = matrix_bytes(shape) if eight else math.prod(shape) * dtype.itemsize
             sizes[int(name.split(".")[1])] += nbytes
     return sizes
 
