@@ -1,7 +1,12 @@
-"""The image, built once, and what its tests share. Run them with `make image-test`, in one process."""
+"""The image, built once, and what its tests share. Run them with `make image-test`, in one process.
+
+With SEEDPOD_TEST_TARGET=gpu it is the image with CUDA's libraries, on a machine without a card: gigabytes to
+download, and more of them to unpack.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +21,8 @@ import pytest
 from tests.image.engine import Engine, NoEngineError, debian_base, pip_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMAGE = "seedpod:cpu"
+TARGET = os.environ.get("SEEDPOD_TEST_TARGET", "cpu")  # of the Dockerfile: cpu or gpu
+IMAGE = f"seedpod:{TARGET}"
 STRANGER = 12345  # a user that neither the image nor its volumes know
 
 # What docs/deploy.md tells a careful person to say.
@@ -58,10 +64,10 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The cpu target, built on a Debian made here."""
+    """The target, built on a Debian made here."""
     made = tmp_path_factory.mktemp("base")
     engine.run("import", debian_base(REPOSITORY / "build" / "image"), "base:clean")
-    copies = pip_files(made, [sys.executable, "-m", "pip"])
+    copies = pip_files(made, [sys.executable, "-m", "pip"], wheels=TARGET == "cpu")
     (made / "Dockerfile").write_text("FROM base:clean\n" + copies)
     engine.run("build", "-t", "base:build", made, timeout=300)
     context = tmp_path_factory.mktemp("context")
@@ -69,7 +75,7 @@ def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Built:
     arguments = ("--build-arg", "BASE_IMAGE=base:clean", "--build-arg", "BUILD_IMAGE=base:build",
                  "--build-arg", "TORCH_INDEX=")  # fmt: skip
     began = time.monotonic()
-    engine.run("build", "--target", "cpu", "-t", IMAGE, *arguments, context, timeout=1800)
+    engine.run("build", "--target", TARGET, "-t", IMAGE, *arguments, context, timeout=1800)
     seconds = time.monotonic() - began
     size = int(engine.run("image", "inspect", "-f", "{{.Size}}", "base:clean").stdout)
     return Built(IMAGE, context, arguments, seconds, size)

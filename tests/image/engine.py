@@ -163,9 +163,9 @@ def debian_base(cache: Path) -> Path:
     return made
 
 
-def pip_files(folder: Path, pip: Sequence[str]) -> str:
-    """Put this machine's pip settings, certificates and torch wheel into `folder`; returns the lines of a
-    Dockerfile that copy them. They are for the stage that runs pip, and do not reach the image."""
+def pip_files(folder: Path, pip: Sequence[str], *, wheels: bool) -> str:
+    """Put this machine's pip settings, certificates and, with `wheels`, its torch into `folder`; returns the
+    lines of a Dockerfile that copy them. They are for the stage that runs pip, and do not reach the image."""
     lines = []
     settings: dict[str, list[str]] = {}
     for line in subprocess.run(
@@ -173,11 +173,11 @@ def pip_files(folder: Path, pip: Sequence[str]) -> str:
     ).stdout.splitlines():
         key, _, value = line.partition("=")
         settings.setdefault(key.split(".", 1)[-1].strip("."), []).extend(value.strip("'\"").split())
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True)
-    for place in dict.fromkeys(settings.get("find-links", [])):
+    copied = folder / "wheels"
+    copied.mkdir(parents=True)
+    for place in dict.fromkeys(settings.get("find-links", []) if wheels else []):
         for wheel in Path(place.removeprefix("file://")).glob("torch-*.whl"):
-            shutil.copy(wheel, wheels)
+            shutil.copy(wheel, copied)
     conf = ["[global]", "find-links = /opt/wheels"]
     for key in ("index-url", "extra-index-url", "trusted-host", "timeout", "default-timeout"):
         values = [value for value in dict.fromkeys(settings.get(key, [])) if not value.startswith("file:")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.conftest import STRANGER, Built, give, wait_for_health
+from tests.image.conftest import IMAGE, STRANGER, TARGET, Built, give, wait_for_health
 from tests.image.engine import Engine, search_path
 from tests.image.test_serve import call, wait_for
 
@@ -36,7 +36,7 @@ class Project:
         self.engine, self.folder, self.command = engine, folder, command
         self.environment = engine.environment() | {
             "HOST_UID": str(STRANGER), "HOST_GID": str(STRANGER), "PORT": str(PORT),
-            "COMPOSE_PROJECT_NAME": "seedpod-test",
+            "COMPOSE_PROJECT_NAME": "seedpod-test", "CPU_IMAGE": IMAGE,
         }  # fmt: skip
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -132,6 +132,7 @@ def test_every_compose_reads_the_file(engine: Engine, project: Project) -> None:
         print(command, project.run("version", "--short", check=False).stdout.strip())
 
 
+@pytest.mark.skipif(TARGET != "cpu", reason="the service that is built is the one without CUDA")
 def test_builds_by_itself(engine: Engine, project: Project) -> None:
     """`docker compose build`, with the base image that would come from a registry."""
     engine.run("tag", "base:build", "python:3.11-slim-bookworm")

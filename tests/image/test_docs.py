@@ -31,6 +31,7 @@ def test_a_block_does_what_it_says(
     shutil.copy(short_clip, volume / "in.mp4")
     give(volume)
     script = script.replace("$(id -u):$(id -g)", f"{STRANGER}:{STRANGER}")  # the tests themselves are root
+    script = script.replace("seedpod:cpu", image.name)
     done = subprocess.run(
         ["bash", "-euxc", script],
         cwd=volume,

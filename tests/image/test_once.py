@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot.hub_server import COMMIT, HubServer
-from tests.image.conftest import HARDENED, STRANGER, Built, give
+from tests.image.conftest import HARDENED, STRANGER, TARGET, Built, give
 from tests.image.engine import Engine
 
 AS_STRANGER = ("--user", f"{STRANGER}:{STRANGER}")
@@ -229,7 +229,7 @@ def test_models_are_baked_in_and_the_token_is_not(
     with HubServer(files=files, token="hf_very_secret", address=bridge, cdn=bridge) as hub:
         engine.run(
             "build", "--target", "baked", "-t", "seedpod:baked", *image.arguments,
-            "--build-arg", "BAKE_ON=runtime-cpu", "--build-arg", "MODELS=hub-nano",
+            "--build-arg", f"BAKE_ON=runtime-{TARGET}", "--build-arg", "MODELS=hub-nano",
             "--build-arg", f"HF_ENDPOINT={hub.endpoint}", "--secret", f"id=hf_token,src={secret}", context,
             timeout=600,
         )  # fmt: skip
