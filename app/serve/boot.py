@@ -49,11 +49,12 @@ class Step:
 
 
 class Boot:
-    """A boot and what came of it: `state` and, where it failed, `reason`."""
+    """A boot and what came of it: `state` and, where it failed, `reason` and `code`."""
 
     def __init__(self, settings: Settings, scratch: Path, progress: Callable[[], Progress]) -> None:
         self.state: Literal["booting", "ready", "failed"] = "booting"
         self.reason: str | None = None
+        self.code: str | None = None
         self.tasks: Mapping[str, str] | None = None  # what each model does, once it is known which there are
         self.timeline: list[Step] = []
         self.cancel = threading.Event()
@@ -111,7 +112,8 @@ class Boot:
         self._known.set()
 
     def _fail(self, error: SeedpodError) -> None:
-        self._error, self.state, self.reason = error, "failed", error.message
+        self._error, self.reason, self.code = error, error.message, error.code
+        self.state = "failed"  # last: who sees it looks for the others
         self.cancel.set()  # what is still being staged is of no use
         if self._context is not None:
             self._context.models.fail(error)

@@ -3,7 +3,7 @@
 `python -m app.serve.card DESCRIPTOR`: orders come and news go through the pipe at that descriptor, as tuples
 that begin with a word. It ends when the pipe does. It knows nothing of queues, HTTP or RunPod.
 
-    boot settings scratch  ->  ready | failed reason
+    boot settings scratch  ->  ready or failed, reason, code
     job id payload         ->  start, advance, finish, emit ...; then output value | error kind code message
     stop id code message
 """
@@ -67,7 +67,9 @@ def boot(pipe: Connection, settings: Settings, scratch: Path) -> Do:
     loading.start()
     while loading.state == "booting":
         time.sleep(LOOK)
-    pipe.send((loading.state, loading.reason))
+    pipe.send((loading.state, loading.reason, loading.code))
+    if loading.state == "failed":
+        leave(70)  # which is told already, here and there
     context = loading.wait()
     from app.job.handle import handle
 

@@ -48,7 +48,11 @@ _log = logging.getLogger(__name__)
 
 
 class DiedError(Exception):
-    """The process died before the job was done."""
+    """The process died, or one that it works with, before the work was done; `error` is what it told."""
+
+    def __init__(self, how: str = "", error: SeedpodError | None = None) -> None:
+        super().__init__(how)
+        self.error = error
 
 
 @dataclass(eq=False)
@@ -207,6 +211,8 @@ class Pool:
                 return
             except DiedError as death:
                 told = f"The process of card {card.number} died while it booted ({death})."
+                if death.error is not None:
+                    told = death.error.message
             if pause is None or self.cancel.wait(pause):
                 raise UnavailableError("boot_failed", told)
             _log.error("%s It is started again.", told)
@@ -229,18 +235,21 @@ class Pool:
         """Let a process load its models.
 
         Raises:
-            UnavailableError: `boot_failed`: it told why. DiedError: It died, and how.
+            UnavailableError: `boot_failed`: it told why. DiedError: It died, or has to be replaced.
         """
         assert card.pipe is not None and card.process is not None
         told = {"fetch": "never", "verify": "quick", "keep_staged": True}
         try:
             card.pipe.send(("boot", self._settings.model_copy(update=told), self._scratch))
-            state, reason = card.pipe.recv()
+            state, reason, code = card.pipe.recv()
         except (OSError, EOFError):
             card.process.wait()
             raise DiedError(_how(card.process)) from None
         if state != "ready":
-            raise UnavailableError("boot_failed", reason or "The log tells why.")
+            card.process.kill()
+            card.process.wait()
+            error = UnavailableError("boot_failed", reason or "The log tells why.")
+            raise DiedError(error=error) if code in BROKEN else error
         with self._changed:
             card.state = "ready"
             self._end = self._end or time.perf_counter()
@@ -274,10 +283,10 @@ class Pool:
             job = self._taken(job_id, reporter, given_up)
             try:
                 return job.done(payload)
-            except DiedError:
+            except DiedError as death:
                 reporter.check()
                 if last or job.streamed:
-                    raise died() from None
+                    raise death.error or died() from None
                 _log.warning("the process of card %d died; another one takes its job", job.card.number)
             finally:
                 self._freed(job_id, job)
@@ -333,7 +342,8 @@ class _Job:
                         return dict(values[0])
                     if word == "error":
                         self.over = values[1] not in BROKEN
-                        raise getattr(errors, values[0])(*values[1:])
+                        error = getattr(errors, values[0])(*values[1:])
+                        raise DiedError(error=error) if error.code == "rank_failed" else error
                     self.streamed |= word == "emit"
                     getattr(self._reporter, word)(*values)
                 self._look()

@@ -27,9 +27,11 @@ def boot(pipe: Connection, settings: Settings, scratch: Path) -> Do:
         deaths.write_text("\n".join(left[1:]))
         os.kill(os.getpid(), signal.SIGKILL)
     if "broken" in (settings.models or ()) and os.environ.get("CUDA_VISIBLE_DEVICES") == "0":
-        pipe.send(("failed", "this card is broken"))
+        pipe.send(("failed", "this card is broken", "stage_hash_mismatch"))
+    elif "rank" in (settings.models or ()) and not _done({"once": scratch / "rank"}):
+        pipe.send(("failed", "a rank was killed", "rank_failed"))
     else:
-        pipe.send(("ready", None))
+        pipe.send(("ready", None, None))
     return do
 
 
@@ -46,7 +48,7 @@ def do(job_id: str, payload: Mapping[str, Any], teller: Teller) -> Mapping[str, 
         if payload.get("die") == step and not _done(payload):
             os.kill(os.getpid(), signal.SIGKILL)
     teller.finish()
-    if code := payload.get("fail"):
+    if (code := payload.get("fail")) and not _done(payload):
         raise UnavailableError(code, "it was asked to fail")
     if payload.get("bug"):
         raise RuntimeError("/srv/secret/place broke")

@@ -150,7 +150,7 @@ def test_a_stream_that_is_out_is_not_made_again(two: Two, tmp_path: Path) -> Non
     until(lambda: [card.state for card in pool._cards] == ["ready", "ready"], 60)
 
 
-@pytest.mark.parametrize("code", pools.BROKEN)
+@pytest.mark.parametrize("code", ["out_of_memory", "device_failed"])
 def test_a_process_is_replaced_after_such_an_error(two: Two, code: str) -> None:
     pool, jobs = two
     before = {card.process for card in pool._cards}
@@ -159,6 +159,25 @@ def test_a_process_is_replaced_after_such_an_error(two: Two, code: str) -> None:
     until(lambda: [card.state for card in pool._cards] == ["ready", "ready"], 60)
     assert len(before & {card.process for card in pool._cards}) == 1
     assert not jobs.refresh_wanted
+
+
+def test_the_death_of_a_rank_is_that_of_its_process(two: Two, tmp_path: Path) -> None:
+    pool, jobs = two
+    once, always = done(
+        jobs, {"fail": "rank_failed", "once": str(tmp_path / "died")}, {"fail": "rank_failed"}
+    )
+    assert output(once)
+    assert always.error == {"code": "rank_failed", "message": "it was asked to fail"}
+    until(lambda: pool.workers == {"ready": 2}, 60)
+
+
+def test_a_rank_that_dies_while_its_process_boots_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "PAUSE", 0.01)
+    with served(tmp_path, ["0"], SEEDPOD_MODELS="rank") as (_, jobs):
+        assert output(done(jobs, {})[0])["card"] == "0"
+    assert (tmp_path / "rank").exists()
 
 
 def test_a_job_that_hears_nothing_is_killed_after_its_time(
