@@ -4,7 +4,7 @@
 
 Measured is the most that tensors held during a restoration on the CPU in float32, narrow models with random
 weights: counted tensor by tensor, for what the system tells of a process is rough. The second table computes
-nothing: it is the planner's choice for cards of 24 and 80 GiB, less 3% for the driver, and what it predicts.
+nothing: it is the planner's choice for cards of 16 to 80 GiB, less 3% for the driver, and what it predicts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig
 from app.models.seedvr2.variants import VARIANTS, Variant
 from app.nn.allocations import Allocations
+from app.nn.float8 import Product
 from benchmarks.cases import draw, ready
 from benchmarks.machine import show
 
 GB = 10**9
 SHARE = 0.97  # of a card's memory, that programs get
-HOST = {24: 64 * GB, 80: 200 * GB}  # bytes free on the host beside a card: of a desk, of a rented machine
+# Bytes free on the host beside a card: of a desk, of a rented machine.
+HOST = {16: 64 * GB, 24: 64 * GB, 80: 200 * GB}
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 MODELS = {"3b": config_3b, "7b": config_7b}
 LENGTHS = {"121 frames": 31, "longer": 1000}  # of a shot: latents; the first is one window
@@ -77,8 +79,10 @@ def main() -> None:
         told, found = predicted(CASES[name]), measured(CASES[name])
         rows.append([name, f"{told / 1e6:.1f}", f"{found / 1e6:.1f}", f"{told / found:.3f}"])
     show("Peak of a restoration, CPU, float32", ["case", "predicted, MB", "measured, MB", "ratio"], rows)
-    cards, sizes, models = ((24,), ("720p",), ("3b",)) if options.quick else ((24, 80), SIZES, MODELS)
-    table(published(cards, sizes, models))
+    if options.quick:
+        table(published([24], ["720p"], ["3b"]))
+    else:
+        table([*published(), *published((16, 24), models=("3b float8", "7b float8"))])
 
 
 # ------------------------------------------------------------------ measured
@@ -136,10 +140,11 @@ def published(
     sizes: Sequence[str] = tuple(SIZES),
     models: Sequence[str] = tuple(MODELS),
 ) -> list[Row]:
-    """The planner's choices for the published models in 16 bits."""
+    """The planner's choices for the published models; "7b float8" is the 7B with its matrices in 8 bits."""
     rows = []
     for model in models:
-        estimate = card_estimate(MODELS[model]())
+        name, _, eight = model.partition(" ")
+        estimate = card_estimate(MODELS[name](), "widened" if eight else None)
         for size in sizes:
             height, width = SIZES[size]
             frame = latent_size(RestoreOptions(height=height, width=width), estimate.vae)
@@ -149,9 +154,9 @@ def published(
     return rows
 
 
-def card_estimate(config: DiTConfig) -> Estimate:
+def card_estimate(config: DiTConfig, float8: Product | None = None) -> Estimate:
     """Of a published model as it runs on a card."""
-    return Estimate(config, VAEConfig.published(), torch.bfloat16, torch.float16, "cuda")
+    return Estimate(config, VAEConfig.published(), torch.bfloat16, torch.float16, "cuda", float8)
 
 
 def _fit(estimate: Estimate, task: Task, gib: int, size: str) -> Fit | None:
