@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from app.boot.manifest import Format
 from app.device import place
 from app.errors import ConfigError, UnavailableError
+from app.memory import KERNELS
 from app.models.latents.autoencode import Session
 from app.models.latents.codec import Codec
 from app.models.latents.edit_request import Noise, Smooth
@@ -154,11 +155,27 @@ def test_t5_makes_room_even_in_inference_mode(
     wan_volume: Path, stays: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = wan(wan_volume, "bfloat16", text_encoder=stays)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, 80 << 30))
+    assert made.stays[-1] == {"auto": "nowhere", "host": "host", "release": "nowhere"}[stays]
     for prompt in ("a cat", "a dog"):
+        asked = options(9, prompts={0: prompt}, text="host" if stays == "auto" else None)
+        assert made.task(asked).reads
         with torch.inference_mode():
-            clip(made, options(9, prompts={0: prompt}))
-        assert made.text.nbytes == 0
+            clip(made, asked)
+        assert made.text.nbytes == 0 and made.text.knows(prompt)
+        assert made.text.loaded == (stays != "release")
+
+
+@pytest.mark.usefixtures("there")
+def test_t5_computes_on_the_host_where_the_card_has_no_room_for_it(
+    wan_volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = clip(wan(wan_volume, "bfloat16"), options(9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (KERNELS, 80 << 30))
+    made = wan(wan_volume, "bfloat16")
+    assert made.text.device.type == "cpu" and made.stays == ("host", "nowhere")
+    frames = clip(made, options(9))
+    assert on_card(frames) and (frames.float() - usual.float()).abs().max() < 0.02  # in 16 bits
+    assert made.text.nbytes_on("cuda") == 0 < made.text.nbytes_on("cpu") == made.text.weights
 
 
 @pytest.mark.usefixtures("there")

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from app.errors import JobStopped
 from app.job.generate_plan import GenerateJob
 from app.job.result import Result, told_out_of_memory
+from app.models.wan import fitting
+from app.models.wan.fitting import Fit, fit
 from app.models.wan.generate import Guide
 from app.progress import Progress
 from app.timing import Stopwatch
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateResult(Result):
-    """What generating made. `first_frames_seconds`: how long the first block took to be made and written, the
-    image that a clip begins with not counted."""
+    """What generating made. `first_frames_seconds`: how long the first frames took to be made and written,
+    the image that a clip begins with not counted. `memory`: which way was taken for the memory there was."""
 
     prompt: str
     first_frames_seconds: float
+    memory: str
 
 
 def run_generate(
@@ -54,16 +57,25 @@ def run_generate(
     keeps it. `emit` gets the pieces of a stream, and how many frames were made so far.
 
     Raises:
-        InputError: A picture is damaged. FileError: The output cannot be written.
+        InputError: A picture is damaged. FileError: The output cannot be written. UnavailableError:
+        `memory_short`, before anything is computed; `out_of_memory`.
     """
     begin = time.perf_counter()
     clock = Stopwatch()
     notes = [*job.notes, *_cut_prompts(generator, job)]
+    progress.start("memory", None, "B")
+    found = _fit(job, generator)
+    progress.finish(str(found))
+    options = replace(
+        job.options, window=found.choice.window, decode=found.choice.decode, text=found.choice.text
+    )
+    notes += _given_up(job, found)
     first, whole = 0.0, True
     with told_out_of_memory(lambda: _too_large(job)), job.writer as writer:
         with clock("read"):
             guide = _guide(job)
-        made = generator.generate(job.options, guide, on_step, clock)
+        made = generator.generate(options, guide, on_step, clock)
+        del guide
         progress.start("generate", job.frames, "frames")
         with closing(made) as blocks, _kept(job) as kept:
             for block in blocks:
@@ -75,6 +87,7 @@ def run_generate(
                 if not first and writer.frames_written > (job.options.length.given == 1):
                     first = time.perf_counter() - begin
                 progress.advance(len(pictures))
+                del block, pictures  # nothing of them stays while the next ones are made
         whole = not kept.stopped
     if isinstance(writer, FragmentWriter):
         emit(writer.take(), writer.frames_written)  # the last frame, and what ends the file
@@ -99,6 +112,7 @@ def run_generate(
         notes=(*notes, *job.writer.notes),
         prompt=job.options.prompts[0],
         first_frames_seconds=round(first, 3),
+        memory=str(found),
         whole=whole,
     )
 
@@ -107,6 +121,35 @@ def _cut_prompts(generator: Generator, job: GenerateJob) -> list[str]:
     """A note for each prompt that is too long to be read whole."""
     told = [generator.text.tokens(prompt).note for prompt in job.options.prompts.values()]
     return [f"{note[:1].upper()}{note[1:]}" for note in told if note]
+
+
+def _fit(job: GenerateJob, generator: Generator) -> Fit:
+    """The way to make the clip that fits the memory which is free now.
+
+    Raises:
+        UnavailableError: `memory_short`.
+    """
+    options = job.options
+    start = 0 if job.start is None else max(1, job.used)
+    task = generator.task(
+        options, start, options.length.frames if job.pose else 0, reference=job.reference is not None
+    )
+    limits = fitting.Limits(generator.stays, shorten=job.request.window is None)
+    what = f"A result of {options.width}x{options.height}"
+    if options.length.at_once:
+        what += f" with {options.length.frames} frames made at once"
+    return fit(generator.estimate, task, generator.room(), limits, what)
+
+
+def _given_up(job: GenerateJob, found: Fit) -> list[str]:
+    """What memory changed of the result, in sentences."""
+    asked = job.options.latents_seen
+    if found.window == asked:
+        return []
+    return [
+        f"Memory was short for a window of {asked} latents: this was made with one of "
+        f"{found.window}, as with window {found.window} on any machine."
+    ]
 
 
 def _guide(job: GenerateJob) -> Guide:

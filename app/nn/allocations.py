@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -88,6 +89,23 @@ class Stand(TorchFunctionMode):
         if getattr(func, "__self__", None) is Tensor.is_cuda:
             return self.device == "cuda"
         return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Bytes that are held when a pass is over, and at its peak."""
+
+    left: int
+    peak: int
+
+
+def taken(step: Callable[[], object], device: str) -> Taken:
+    """What a pass over tensors on meta takes where meta stands for a device of this type."""
+    with torch.inference_mode(), Allocations("meta") as counted, Stand(device):
+        kept = step()
+        left = counted.bytes
+        del kept
+    return Taken(left, counted.peak)
 
 
 def on_meta(module: Module) -> Module:

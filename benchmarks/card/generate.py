@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from app.models.wan.length import length
 from app.models.wan.parts import Abilities
 from app.models.wan.sampler import FewStep, generate_blocks
 from app.models.wan.schedule import SeededNoise
+from app.models.wan.text import TextEncoder
 from app.models.wan.transformer import Transformer
 from app.models.wan.umt5 import UMT5Encoder
 from app.models.wan.umt5_config import UMT5Config
@@ -47,10 +49,17 @@ class Models:
 class Known:
     """The text encoder of a prompt that was encoded before: nothing is loaded."""
 
-    loaded, nbytes = False, 0
+    loaded, nbytes, device = False, 0, torch.device("cpu")
 
     def __init__(self, prompt: Tensor) -> None:
         self.prompt = prompt
+        self.config = UMT5Config(dim=prompt.shape[-1])
+
+    def knows(self, prompt: str) -> bool:
+        return True
+
+    def nbytes_on(self, kind: str) -> int:
+        return 0
 
     def encode(self, prompts: object) -> Tensor:
         return self.prompt
@@ -75,7 +84,7 @@ def clip_rows(made: Models, height: int, width: int, frames: int, bench: Bench) 
     device = bench.spot.device
     generator = Generator(
         able=Abilities("few", (), False, False, frozenset(), made.config, made.vae_config.spatial_factor),
-        transformer=made.transformer, vae=made.vae, text=Known(made.prompt),
+        transformer=made.transformer, vae=made.vae, text=cast(TextEncoder, Known(made.prompt)),
         load_transformer=never, load_pose=never, load_clip=never,
     )  # fmt: skip
     options = GenerateOptions({0: "a prompt"}, length(frames, "nothing", blocks=True), height, width)
@@ -97,7 +106,7 @@ def clip_rows(made: Models, height: int, width: int, frames: int, bench: Bench) 
     return [[f"{width}x{height}", f"{frames}", f"{speed:.3g}", f"{first:.3g}", found.memory, f"{share:.0%}"]]
 
 
-def never(*arguments: object) -> None:
+def never(*arguments: object) -> NoReturn:
     raise AssertionError("nothing is to be loaded")
 
 

@@ -18,8 +18,10 @@ from app.job.generate_plan import Pictures, plan_generate
 from app.job.generate_request import GenerateRequest
 from app.job.request import parse
 from app.job.result import Limits
+from app.memory import SLACK, Room
 from app.models.wan import generate as pipeline
 from app.models.wan.generate import Generator
+from app.models.wan.memory import Choice
 from app.progress import Silent
 from app.video.fragments import FragmentWriter
 from app.video.probe import probe
@@ -258,9 +260,12 @@ def test_running_out_of_memory_says_what_to_do(
     wan_volume: Path, tmp_path: Path, variant: str, asked: dict[str, Any], parts: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def blocks(*arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        yield
+    real = pipeline.generate_blocks
+
+    def blocks(model: Any, *arguments: Any) -> Any:
+        if model.device.type != "meta":  # where what a clip will take is counted
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        yield from real(model, *arguments)
 
     monkeypatch.setattr(pipeline, "generate_blocks", blocks)
     with pytest.raises(UnavailableError) as caught:
@@ -280,4 +285,78 @@ def test_progress_counts_frames(
     request = parse(GenerateRequest, {"prompt": "a cat", "height": 32, "width": 48, "frames": 21})
     planned = plan_generate(request, generator.able, Pictures(), tmp_path / "a.mp4", LIMITS)
     run_generate(generator, "nano-wan", planned, told)
-    assert told.steps == ["generate"] and counted == [9, 12]
+    assert told.steps == ["memory", "generate"] and counted == [9, 12]
+
+
+def leave(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a model and its work so many bytes."""
+    monkeypatch.setattr(Generator, "room", lambda self: Room(free, free, apart=False))
+
+
+def test_the_way_that_was_taken_is_told(generator: Generator, tmp_path: Path) -> None:
+    result = run(generator, tmp_path / "a.mp4", frames=33)
+    assert result.memory.startswith(
+        "a window of 9 latents, decoded 3 at a time, the text encoder in memory: up to "
+    )
+    assert not any("Memory" in note for note in result.notes)
+
+
+def test_less_memory_makes_the_same_frames_until_the_window_is_short(
+    wan_volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = nano.load(wan_volume)
+    asked: dict[str, Any] = {"frames": 45, "codec": "lossless", "height": 64, "width": 96}
+    whole = run(made, tmp_path / "whole.mkv", **asked)
+    options = plan_generate(
+        parse(GenerateRequest, {"prompt": "a cat", **asked}),
+        made.able,
+        Pictures(),
+        tmp_path / "b.mkv",
+        LIMITS,
+    ).options
+    task = made.task(options)
+    choices = Choice(None), Choice(None, 1), Choice(None, 1, "nowhere"), Choice(6, 1, "nowhere")
+    needs = [made.estimate.need(task, choice).device for choice in choices]
+    assert sorted(needs, reverse=True) == needs
+    expected = frames_of(tmp_path / "whole.mkv").int()
+    ways, differences = [], []
+    for choice, need in zip(choices, needs, strict=True):
+        leave(int(SLACK * need) + 1, monkeypatch)
+        result = run(made, tmp_path / "short.mkv", **asked)
+        ways.append(result.memory)
+        differences.append(int((frames_of(tmp_path / "short.mkv").int() - expected).abs().max()))
+        assert bool(result.notes) == (choice.window is not None)
+        assert made.text.loaded == (choice.text == "device")
+    assert differences[0] == 0 and max(differences[1:3]) <= 1 < differences[3]  # sums are rounded otherwise
+    assert whole.memory.startswith("a window of 12 latents, decoded 3 at a time, the text encoder in memory")
+    assert "decoded one by one, the text encoder in memory" in ways[1]
+    assert "the text encoder out of memory" in ways[2]
+    assert ways[3].startswith("a window of 6 latents")
+    assert "with window 6 on any machine" in result.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "parts"),
+    [
+        (
+            "nano",
+            {"frames": 93},
+            ["A result of 48x32 takes up to", "of the machine's 1.0 kB", "a window of 6"],
+        ),
+        ("nano", {"frames": 93, "window": 9}, ["a window of 9 latents", "or a shorter window"]),
+        ("nano-many", {"frames": 29, "steps": 2}, ["with 29 frames made at once", "or fewer frames"]),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_made(
+    wan_volume: Path, tmp_path: Path, variant: str, asked: dict[str, Any], parts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made = nano.load(wan_volume, variant=variant)
+    monkeypatch.setattr(made.text, "_load_model", lambda: pytest.fail("T5 was read"))
+    leave(1000, monkeypatch)
+    with pytest.raises(UnavailableError) as caught:
+        run(made, tmp_path / "a.mp4", **asked)
+    assert caught.value.code == "memory_short"
+    for part in parts:
+        assert part in caught.value.message, caught.value.message
+    assert list(tmp_path.iterdir()) == []

@@ -10,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Generating
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.boot.checkpoint import give_back
+from app.memory import Room
 from app.models.wan import unipc
+from app.models.wan.clip_config import CLIP_VIT_H, CLIPConfig
 from app.models.wan.condition import first_frame
 from app.models.wan.config import TRAINED_FRAMES
 from app.models.wan.layout import Conditions, Layout
 from app.models.wan.length import FACTOR, Length, latent_of
 from app.models.wan.parts import Abilities
 from app.models.wan.sampler import Block, FewStep, ManyStep, generate_blocks
-from app.models.wan.schedule import SHIFT, FlowMatch, SeededNoise
+from app.models.wan.schedule import SHIFT, FlowMatch, Noise, SeededNoise
 from app.models.wan.text import TextEncoder
 from app.models.wan.transformer import Transformer
 from app.models.wan.vae import WanVAE
@@ -31,9 +34,11 @@ from app.timing import Stopwatch
 
 if TYPE_CHECKING:
     from app.models.wan.clip import ImageEncoder
+    from app.models.wan.memory import Estimate, Task
     from app.models.wan.pose import PoseEmbedder
 
 Frames = Generating[Tensor]
+Stays = Literal["device", "host", "nowhere"]  # of the text encoder, once it has read the prompts
 
 # The published negative prompt of Wan 2.1, in the language that it was trained with.
 NEGATIVE = (
@@ -41,7 +46,7 @@ NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
-_DECODING = 4 << 30  # bytes that decoding takes at 480 x 832, roughly
+STAYS: Mapping[str, Stays] = {"auto": "device", "host": "host", "release": "nowhere"}  # by setting
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class GenerateOptions:
     multiples of `Abilities.multiple`. steps: of each block, None for the model's own. shift: of the schedule
     towards noise, None for the model's own. guidance: scale of classifier-free guidance, 1 for none.
     window, sink: latents that a block sees, and how many of the clip's first stay among them. section: the
-    state dict of the transformer's file, None for the default.
+    state dict of the transformer's file, None for the default. decode: latents that are decoded at a time,
+    None for a block; the frames are the same. text: where the text encoder is once it has read the prompts,
+    None for what the settings say.
     """
 
     prompts: Mapping[int, str]
@@ -67,6 +74,8 @@ class GenerateOptions:
     window: int | None = None
     sink: int = 0
     section: str | None = None
+    decode: int | None = None
+    text: Stays | None = None
 
     @property
     def latents_seen(self) -> int:
@@ -107,8 +116,10 @@ class Generator:
         load_clip: Callable[[], ImageEncoder],
         text_stays: Literal["auto", "host", "release"] = "auto",
         text_read: Callable[[], None] = _nothing,
+        clip: CLIPConfig = CLIP_VIT_H,
     ) -> None:
-        """text_stays: where T5 stays between prompts. text_read: called when T5's file is not needed more."""
+        """text_stays: where T5 stays between prompts. text_read: called when T5's file is not needed more.
+        clip: of what `load_clip` loads."""
         self.able = able
         self.text = text
         self._transformer: Transformer | None = transformer
@@ -119,7 +130,8 @@ class Generator:
         self._load_pose, self._load_clip = load_pose, load_clip
         self._pose: PoseEmbedder | None = None
         self._clip: ImageEncoder | None = None
-        self._text_stays, self._text_read = text_stays, text_read
+        self.text_stays, self._text_read = text_stays, text_read
+        self._clip_config = clip
 
     def close(self) -> None:
         """Give back what was kept for later: staged copies of files that no job has needed."""
@@ -138,7 +150,8 @@ class Generator:
         "text", "start", "pose", "transformer" and "decode".
 
         Yields:
-            (frames, 3, height, width) float in about [-1, 1], block by block, `options.length.frames` in all.
+            (frames, 3, height, width) float in about [-1, 1], block by block, or what `options.decode` makes
+            of one; `options.length.frames` in all.
             The image that a clip begins with is its first frame; of a clip that is gone on from there is
             nothing.
         """
@@ -161,21 +174,25 @@ class Generator:
             prompts={_latent(frame, given): text for frame, text in prompts.items()},
             initial=initial, negative=negative, guidance=options.guidance, image=image, y=y, pose=pose,
         )  # fmt: skip
-        layout = Layout(
+        noise, layout = self._noise(options.seed), self.layout(options)
+        blocks = generate_blocks(model, layout, conditions, noise, self.sampler(options), on_step)
+        return self._decoded(initial, blocks, options.decode, clock)
+
+    def layout(self, options: GenerateOptions) -> Layout:
+        """The clip of latents that these options ask for."""
+        return Layout(
             frames=options.length.made,
             height=options.height // self.able.spatial_factor,
             width=options.width // self.able.spatial_factor,
             block=options.length.block,
-            independent_first=given == 1,
+            independent_first=options.length.given == 1,
             window=options.window,
             sink=options.sink,
         )
-        self._make_room(layout, given, options.guidance != 1)
-        noise = SeededNoise(options.seed, self._device)
-        blocks = generate_blocks(model, layout, conditions, noise, self._sampler(options), on_step)
-        return self._decoded(initial, blocks, clock)
 
-    def _decoded(self, initial: Tensor | None, blocks: Iterator[Block], clock: Stopwatch) -> Frames:
+    def _decoded(
+        self, initial: Tensor | None, blocks: Iterator[Block], at_once: int | None, clock: Stopwatch
+    ) -> Frames:
         state = self._vae.new_state()
         if initial is not None:
             with torch.inference_mode(), clock("decode"):
@@ -183,9 +200,11 @@ class Generator:
             if len(begun) == 1:
                 yield begun[0][0].transpose(0, 1)
         for block in clock.around("transformer", blocks):
-            with torch.inference_mode(), clock("decode"):
-                frames = self._vae.decode(block.latents, state)[0].transpose(0, 1)
-            yield frames
+            for part in torch.split(block.latents, at_once or block.latents.shape[2], dim=2):
+                with torch.inference_mode(), clock("decode"):
+                    frames = self._vae.decode(part, state)[0].transpose(0, 1)
+                yield frames
+                del frames  # nothing of it stays while the next ones are made
 
     # -------------------------------------------------------------- conditions
 
@@ -193,14 +212,15 @@ class Generator:
         prompts = {frame: self.text.encode([prompt]) for frame, prompt in options.prompts.items()}
         negative = self.text.encode([options.negative]) if options.guidance != 1 else None
         if self.text.loaded:
-            if self._text_stays == "release":
-                self.text.release()
-            else:
+            stays = options.text or STAYS[self.text_stays]
+            if self.text_stays != "release":
                 self._text_read()
-                if self._text_stays == "host":
-                    self.text.offload()
-        return {frame: text.to(self._dtype) for frame, text in prompts.items()}, (
-            None if negative is None else negative.to(self._dtype)
+            if stays == "nowhere":
+                self.text.release()
+            elif stays == "host":
+                self.text.offload()
+        return {frame: text.to(self._device, self._dtype) for frame, text in prompts.items()}, (
+            None if negative is None else negative.to(self._device, self._dtype)
         )
 
     def _start(
@@ -228,6 +248,51 @@ class Generator:
             on_step()
             parts.append(embedder.frames(clip, start, min(start + 3, latents)))
         return torch.cat(parts, dim=2)
+
+    # -------------------------------------------------------------- memory
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """What this model takes of memory, by size; sizes that were asked for once are remembered."""
+        from app.models.wan.memory import Estimate
+
+        return Estimate(
+            self.able, self._vae.config, self.text.config, self._clip_config,
+            self._dtype, self._vae_dtype, self._device.type,
+            nbytes_of(self._model(self._section), self._vae),
+        )  # fmt: skip
+
+    def room(self) -> Room:
+        """What this model and its work may fill, with what it fills now."""
+        own = nbytes_of(self._transformer, self._vae, self._pose, self._clip)
+        own += self.text.nbytes_on(self._device.type)
+        return Room.on(self._device, own, waiting=self.text.nbytes_on("cpu"))
+
+    @property
+    def stays(self) -> tuple[Stays, ...]:
+        """Where the text encoder may be once it has read the prompts, best first, as the settings say."""
+        if self.text_stays != "auto":
+            return (STAYS[self.text_stays],)
+        if self._device.type != "cuda":
+            return "device", "nowhere"
+        return ("device", "host", "nowhere") if self.text.device.type == "cuda" else ("host", "nowhere")
+
+    def task(
+        self, options: GenerateOptions, start: int = 0, poses: int = 0, *, reference: bool = False
+    ) -> Task:
+        """What a clip will take memory for. start, poses: frames of its guide's; reference: whether it has
+        one."""
+        from app.models.wan.memory import Task
+
+        prompts = [*options.prompts.values(), *([options.negative] if options.guidance != 1 else [])]
+        reads = not all(map(self.text.knows, prompts))
+        loaded = {"pose": self._pose or poses, "clip": self._clip or (self.able.image and start)}
+        return Task(
+            options, start, poses, reference,
+            parts=frozenset(part for part, needed in loaded.items() if needed),
+            text=self.text.weights if reads or self.text.loaded else 0,
+            reads=reads and self.text.device.type == self._device.type,
+        )  # fmt: skip
 
     # -------------------------------------------------------------- what is loaded
 
@@ -259,19 +324,10 @@ class Generator:
                 self._clip = self._load_clip()
         return self._clip
 
-    def _make_room(self, layout: Layout, given: int, guided: bool) -> None:
-        """Move T5 off the device when what comes needs its room."""
-        device = self._device
-        if device.type != "cuda" or not self.text.nbytes:
-            return
-        cache = self.able.config.cache_bytes(layout.height, layout.width, layout.capacity(given))
-        area = layout.height * layout.width * self.able.spatial_factor**2
-        needed = cache * (2 if guided else 1) + _DECODING * area // (480 * 832)
-        give_back()
-        if torch.cuda.mem_get_info(device)[0] < needed:
-            self.text.offload()
+    def _noise(self, seed: int) -> Noise:
+        return SeededNoise(seed, self._device)
 
-    def _sampler(self, options: GenerateOptions) -> FewStep | ManyStep:
+    def sampler(self, options: GenerateOptions) -> FewStep | ManyStep:
         if self.able.sampling == "many":
             return many_steps(options.steps, options.shift)
         return few_steps(options.steps, options.shift)
@@ -287,6 +343,12 @@ def few_steps(count: int | None, shift: float | None) -> FewStep:
 def many_steps(count: int | None, shift: float | None) -> ManyStep:
     """The undistilled model's sampler; fifty steps by default."""
     return ManyStep(unipc.steps(count or 50, SHIFT if shift is None else shift))
+
+
+def nbytes_of(*modules: nn.Module | None) -> int:
+    """Bytes of the weights of those that are loaded."""
+    there = [module for module in modules if module is not None]
+    return sum(x.nbytes for module in there for x in (*module.parameters(), *module.buffers()))
 
 
 def _latent(frame: int, given: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.boot.checkpoint import give_back, load
+from app.boot.tensorfile import read_index
 from app.errors import ConfigError
 from app.models.source import Source
 from app.models.wan.embeddings import EmbeddingCache, embedding_key
@@ -40,9 +41,11 @@ class TextEncoder:
         device: torch.device,
         cache: EmbeddingCache,
         weights_sha256: str | None,
+        stored_bytes: Callable[[], int],
     ) -> None:
         """load_model: makes T5 on `device`, ready; called when it is needed and not in memory.
         weights_sha256: of T5's file; None if nobody knows it, and then nothing is kept on disk.
+        stored_bytes: of T5's weights in its file, whose type they keep.
 
         Raises:
             ConfigError: `tokenizer_wrong`: it has ids that the model has no embedding for.
@@ -59,6 +62,7 @@ class TextEncoder:
         self._load_model = load_model
         self._cache = cache
         self._weights_sha256 = weights_sha256
+        self._stored_bytes = stored_bytes
         self._model: UMT5Encoder | None = None
 
     def tokens(self, prompt: str) -> Tokens:
@@ -89,8 +93,31 @@ class TextEncoder:
     @property
     def nbytes(self) -> int:
         """Bytes that T5 takes on the device now; 0 if it is not there."""
+        return self.nbytes_on(self.device.type)
+
+    def nbytes_on(self, kind: str) -> int:
+        """Bytes that T5 takes on devices of this type now."""
         parameters = self._model.parameters() if self._model else ()
-        return sum(tensor.nbytes for tensor in parameters if tensor.device.type == self.device.type)
+        return sum(tensor.nbytes for tensor in parameters if tensor.device.type == kind)
+
+    @property
+    def weights(self) -> int:
+        """Bytes that T5 takes, or will when it is loaded.
+
+        Raises:
+            ConfigError, FileError: Its file cannot be read.
+        """
+        if self._model is not None:
+            return sum(tensor.nbytes for tensor in self._model.parameters())
+        return self._stored_bytes()
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the embedding of a prompt is at hand, so that T5 need not read it.
+
+        Raises:
+            UsageError: `prompt_invalid`, `prompt_too_long`.
+        """
+        return self._remembered(clean(prompt)) is not None
 
     @property
     def loaded(self) -> bool:
@@ -116,13 +143,18 @@ class TextEncoder:
 
     def _embedding(self, text: str) -> Tensor:
         """(tokens, dim) of a cleaned text, without padding."""
-        known = self._weights_sha256 is not None
-        key = embedding_key(text, self.tokenizer.sha256, self._weights_sha256 or "")
-        embedding = self._cache.get(key, disk=known)
-        if embedding is None or embedding.shape[1] != self.config.dim:
+        embedding = self._remembered(text)
+        if embedding is None:
             embedding = self._encode(text)
-            self._cache.put(key, embedding, disk=known)
+            self._cache.put(self._key(text), embedding, disk=self._weights_sha256 is not None)
         return embedding
+
+    def _remembered(self, text: str) -> Tensor | None:
+        embedding = self._cache.get(self._key(text), disk=self._weights_sha256 is not None)
+        return embedding if embedding is not None and embedding.shape[1] == self.config.dim else None
+
+    def _key(self, text: str) -> str:
+        return embedding_key(text, self.tokenizer.sha256, self._weights_sha256 or "")
 
     def _encode(self, text: str) -> Tensor:
         ids = self.tokenizer(text).ids
@@ -177,4 +209,15 @@ def text_encoder(
             device=device, readers=readers, progress=progress,
         )  # fmt: skip
 
-    return TextEncoder(config, Tokenizer(tokenizer), load_model, device, cache, weights_sha256)
+    return TextEncoder(
+        config, Tokenizer(tokenizer), load_model, device, cache, weights_sha256, lambda: stored_bytes(source)
+    )
+
+
+def stored_bytes(source: Source) -> int:
+    """Bytes of T5's weights in its file, and in memory: they keep their type.
+
+    Raises:
+        ConfigError, FileError: It cannot be read.
+    """
+    return sum(entry.nbytes for entry in read_index(source.now(), source.format).tensors.values())
