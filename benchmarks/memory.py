@@ -10,17 +10,19 @@ nothing: it is the planner's choice for cards of 16 to 80 GiB, less 3% for the d
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from app.errors import UnavailableError
+from app.memory import Room
 from app.models.seedvr2.config import DiTConfig, config_3b, config_7b
 from app.models.seedvr2.dit import DiT
-from app.models.seedvr2.fitting import Fit, Limits, Room, fit
+from app.models.seedvr2.fitting import Fit, Limits, fit
 from app.models.seedvr2.memory import Choice, Estimate, Task
 from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
 from app.models.seedvr2.vae import VideoVAE
@@ -36,7 +38,7 @@ SHARE = 0.97  # of a card's memory, that programs get
 # Bytes free on the host beside a card: of a desk, of a rented machine.
 HOST = {16: 64 * GB, 24: 64 * GB, 80: 200 * GB}
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
-MODELS = {"3b": config_3b, "7b": config_7b}
+MODELS: dict[str, Callable[[], DiTConfig]] = {"3b": config_3b, "7b": config_7b}
 LENGTHS = {"121 frames": 31, "longer": 1000}  # of a shot: latents; the first is one window
 NARROW = Variant(
     config_3b(dim=256, heads=2, layers=4, separate=2, text_dim=256),
@@ -53,7 +55,7 @@ class Case:
     options: RestoreOptions
 
 
-def _case(variant: Variant, frames: int, height: int, width: int, **options: int) -> Case:
+def _case(variant: Variant, frames: int, height: int, width: int, **options: Any) -> Case:
     return Case(variant, frames, RestoreOptions(height=height, width=width, **options))
 
 
@@ -100,18 +102,19 @@ def predicted(case: Case) -> int:
 def measured(case: Case) -> int:
     """Bytes of the weights, and the most that tensors hold beside them."""
     config = case.variant.dit
+    dit = ready(lambda: DiT(config), torch.float32, "cpu")
     model = Restorer(
-        ready(lambda: DiT(config), torch.float32, "cpu"),
+        dit,
         ready(lambda: VideoVAE(case.variant.vae), torch.float32, "cpu"),
         draw(torch.float32, "cpu", 64, config.text_dim),
         draw(torch.float32, "cpu", 64, config.text_dim),
     )
-    tensors = *model.dit.parameters(), *model.vae.parameters(), model.positive, model.negative
+    tensors = *dit.parameters(), *model.vae.parameters(), model.positive, model.negative
     weights = sum(tensor.nbytes for tensor in tensors)
     with torch.inference_mode(), Allocations("cpu") as taken:
         for _ in model.restore_shot(pictures(case), case.frames, case.options):
             pass
-    return weights + taken.peak
+    return weights + int(taken.peak)
 
 
 def pictures(case: Case) -> Iterator[NDArray[np.uint8]]:

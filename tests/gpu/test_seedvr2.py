@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from app.device import place
+from app.memory import KERNELS, SLACK
 from app.models.seedvr2.config import config_3b
 from app.models.seedvr2.dit import DiT
-from app.models.seedvr2.fitting import KERNELS, SLACK
 from app.models.seedvr2.memory import PROMPT, Choice, Task
 from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
 from app.models.seedvr2.vae import VideoVAE

@@ -23,7 +23,7 @@ from app.errors import InputError, JobStopped, SeedpodError, UnavailableError, U
 from app.job.request import Part, RestoreRequest
 from app.job.restore import RestoreResult, look, plan_restore, run_restore
 from app.job.result import Limits
-from app.models.seedvr2.fitting import SLACK, Room
+from app.memory import SLACK, Room
 from app.models.seedvr2.memory import Choice, Task
 from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
 from app.models.seedvr2.vae_config import VAEConfig

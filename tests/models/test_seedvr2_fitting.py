@@ -3,8 +3,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from app.errors import UnavailableError
-from app.models.seedvr2.fitting import KERNELS, SLACK, Fit, Limits, Room, fit
-from app.models.seedvr2.memory import Choice, Need, Task
+from app.memory import KERNELS, SLACK, Need, Room
+from app.models.seedvr2.fitting import Fit, Limits, fit
+from app.models.seedvr2.memory import Choice, Task
 
 GB = 10**9
 TASK = Task(latents=100, frame=(138, 240))

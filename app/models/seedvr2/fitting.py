@@ -12,44 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from rich.filesize import decimal
-
 from app.errors import UnavailableError
-from app.models.seedvr2.memory import Choice, Need, Task
+from app.memory import Need, Room
+from app.models.seedvr2.memory import Choice, Task
 from app.models.seedvr2.segment import SHORTEST
 from app.models.seedvr2.tiles import SMALLEST
 
 SIDES: Final = (SMALLEST, 48, 64, 80, 96, 128, 160, 192, 256)  # of tiles, in latents
 LARGE: Final = 64  # latents of a tile's side from which a larger one is not worth moving blocks for
-SLACK: Final = 1.1  # what allocators round up and lose between tensors
-KERNELS: Final = 600 * 10**6  # bytes that a card's libraries take for themselves
 
 
 class Needs(Protocol):
     """What a choice takes: see `memory.Estimate`."""
 
     def need(self, task: Task, choice: Choice) -> Need: ...
-
-
-@dataclass(frozen=True)
-class Room:
-    """Bytes that a model and its work may fill on the device and in the host's memory; `apart` says whether
-    these are two."""
-
-    device: int
-    host: int
-    apart: bool
-
-    def holds(self, need: Need) -> bool:
-        device, host = self.claims(need)
-        return device <= self.device and (host <= self.host or not self.apart)
-
-    def claims(self, need: Need) -> tuple[int, int]:
-        """Bytes that must be free on the device and in the host's memory, with what is lost between
-        tensors."""
-        if not self.apart:
-            return int(SLACK * (need.device + need.host)), 0
-        return int(SLACK * need.device) + KERNELS, int(SLACK * need.host)
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ class Fit:
         return None if self.choice.tile is None else self.choice.tile * self.unit
 
     def __str__(self) -> str:
-        return f"{self.way}: {self.taken}"
+        return f"{self.way}: {self.room.told(self.need)}"
 
     @property
     def way(self) -> str:
@@ -87,14 +63,6 @@ class Fit:
         tile = "whole frames" if self.tile is None else f"tiles of {self.tile} pixels"
         blocks = ", the transformer in the host's memory" if self.choice.stream else ""
         return f"windows of {self.choice.window} latents, {tile}{blocks}"
-
-    @property
-    def taken(self) -> str:
-        """What is needed and what there is, in words."""
-        device, host = self.room.claims(self.need)
-        where = "device" if self.room.apart else "machine"
-        text = f"up to {decimal(device)} of the {where}'s {decimal(self.room.device)}"
-        return f"{text} and {decimal(host)} of the host's {decimal(self.room.host)}" if host else text
 
 
 def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
@@ -116,7 +84,7 @@ def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
     least = Fit(choice, needs.need(task, choice), room, task.unit)
     raise UnavailableError(
         "memory_short",
-        f"{what} takes {least.taken} that are free, by {least.way}; ask for a smaller size"
+        f"{what} takes {room.told(least.need)} that are free, by {least.way}; ask for a smaller size"
         f"{'' if limits.shorten else ' or a shorter window'}"
         f"{'' if limits.tile is None else ', leave tile unset'}, free memory, or use a larger GPU.",
     )

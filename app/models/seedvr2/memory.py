@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from app.memory import Need
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.config import DiTConfig, dit_tensors
 from app.models.seedvr2.dit import DiT, Plan
@@ -23,7 +24,7 @@ from app.models.seedvr2.segment import spans
 from app.models.seedvr2.tiles import OVERLAP, Half, Whole
 from app.models.seedvr2.vae import VideoVAE
 from app.models.seedvr2.vae_config import VAEConfig, vae_tensors
-from app.nn.allocations import Allocations, Stand
+from app.nn.allocations import Taken, taken
 from app.nn.causal_conv import CausalState
 from app.nn.float8 import Product, keep_in_float8, matrix_bytes
 from app.video.color import ColorFix, repair
@@ -60,22 +61,6 @@ class Task:
     unit: int = 8
 
 
-@dataclass(frozen=True)
-class Need:
-    """Bytes at the peak, weights included: on the device, and in the host's memory beside it."""
-
-    device: int
-    host: int
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """Bytes that are held when a pass is over, and at its peak."""
-
-    left: int
-    peak: int
-
-
 class Estimate:
     """What a model takes on a device of one type; `dtype` of the transformer, `conv_dtype` of the VAE;
     `float8`: how products are made of matrices in 8 bits, None for none of them."""
@@ -100,7 +85,7 @@ class Estimate:
             self._dit = DiT(short).to(dtype)
             keep_in_float8(self._dit.blocks, float8)
             self._vae = VideoVAE(vae).to(conv_dtype)
-        self._known: dict[Hashable, _Taken] = {}
+        self._known: dict[Hashable, Taken] = {}
 
     def need(self, task: Task, choice: Choice) -> Need:
         """What a task takes when it is done in this way."""
@@ -177,21 +162,14 @@ class Estimate:
 
     # ------------------------------------------------------------------ passes
 
-    def _of(self, passes: Callable[..., _Taken], *sizes: Hashable) -> _Taken:
+    def _of(self, passes: Callable[..., Taken], *sizes: Hashable) -> Taken:
         """What passes of some size take; it is remembered."""
         key = passes.__name__, *sizes
         if key not in self._known:
             self._known[key] = passes(*sizes)
         return self._known[key]
 
-    def _run(self, step: Callable[[], object]) -> _Taken:
-        with torch.inference_mode(), Allocations("meta") as taken, Stand(self.device):
-            kept = step()
-            left = taken.bytes
-            del kept
-        return _Taken(left, taken.peak)
-
-    def _transformer(self, frame: Size, window: int, steps: int, guided: bool, noised: bool) -> _Taken:
+    def _transformer(self, frame: Size, window: int, steps: int, guided: bool, noised: bool) -> Taken:
         """A window's Euler steps."""
         size = (window, *frame)
         prompt = torch.empty(PROMPT, self.dit.text_dim, dtype=self.dtype, device="meta")
@@ -212,9 +190,9 @@ class Estimate:
             scale = 2.0 if guided else 1.0
             return sampler.sample(start, model, model if guided else None, sampler.timesteps(steps), scale)
 
-        return self._run(sampled)
+        return taken(sampled, self.device)
 
-    def _encode(self, frame: Size, slices: int) -> _Taken:
+    def _encode(self, frame: Size, slices: int) -> Taken:
         """Slices of whole frames through the encoder."""
         coder = Whole(self._vae, _endless(slices))
 
@@ -223,9 +201,9 @@ class Estimate:
                 coder.encode([self._clip(frame, number)], lambda: None)
             return coder
 
-        return self._run(steps)
+        return taken(steps, self.device)
 
-    def _decode(self, frame: Size, slices: int) -> _Taken:
+    def _decode(self, frame: Size, slices: int) -> Taken:
         """Slices of latents through the decoder."""
         coder = Whole(self._vae, _endless(slices))
 
@@ -238,12 +216,12 @@ class Estimate:
                 del frames
             return coder
 
-        return self._run(steps)
+        return taken(steps, self.device)
 
-    def _encode_tile(self, tile: Size, slices: int) -> _Taken:
+    def _encode_tile(self, tile: Size, slices: int) -> Taken:
         return self._tile(self._vae.encoder.features, slices, lambda number: self._clip(tile, number))
 
-    def _decode_tile(self, tile: Size, slices: int) -> _Taken:
+    def _decode_tile(self, tile: Size, slices: int) -> Taken:
         size = 1, self.vae.block_out_channels[-1], 1, *tile
         return self._tile(
             self._vae.decoder.frames_of,
@@ -251,7 +229,7 @@ class Estimate:
             lambda number: torch.empty(size, dtype=self.conv_dtype, device="meta"),
         )
 
-    def _tile(self, half: Half, slices: int, part: Callable[[int], Tensor]) -> _Taken:
+    def _tile(self, half: Half, slices: int, part: Callable[[int], Tensor]) -> Taken:
         """Slices of a tile through the outer part of a half of the VAE, and the fade."""
         state = CausalState()
 
@@ -264,9 +242,9 @@ class Estimate:
                 del out
             return state
 
-        return self._run(steps)
+        return taken(steps, self.device)
 
-    def _middles(self, frame: Size) -> _Taken:
+    def _middles(self, frame: Size) -> Taken:
         """A slice through the middles, which see whole frames even where the rest passes in tiles."""
         width = self.vae.block_out_channels[-1]
         state = CausalState()
@@ -278,9 +256,9 @@ class Estimate:
             self._vae.decoder.features(z, state)
             return state
 
-        return self._run(steps)
+        return taken(steps, self.device)
 
-    def _colour(self, frame: Size, color: ColorFix, pictures: int) -> _Taken:
+    def _colour(self, frame: Size, color: ColorFix, pictures: int) -> Taken:
         """Colour repair of a picture, while those of its slice are held."""
         height, width = (side * self.vae.spatial_factor for side in frame)
 
@@ -290,7 +268,7 @@ class Estimate:
                 repair(color, frames[:1], torch.empty(1, 3, height, width, device="meta"))
             return frames
 
-        return self._run(steps)
+        return taken(steps, self.device)
 
     def _clip(self, frame: Size, number: int) -> Tensor:
         """The frames of a slice of one latent, as the pipeline makes them for the VAE."""

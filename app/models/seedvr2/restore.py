@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from app.device import free_bytes
 from app.errors import InternalError
+from app.memory import Room
 from app.models.seedvr2 import sampler
 from app.models.seedvr2.dit import DiT, Plan
-from app.models.seedvr2.fitting import Room
 from app.models.seedvr2.memory import Estimate
 from app.models.seedvr2.offload import is_streamed, place_blocks
 from app.models.seedvr2.parallel import SharedDiT
@@ -174,12 +173,8 @@ class Restorer:
     def room(self) -> Room:
         """What this model and its work may fill, with what it fills now."""
         streamed = isinstance(self.dit, DiT) and is_streamed(self.dit)
-        blocks, free = self.estimate.block_bytes(), free_bytes(self.device)
-        own = self.estimate.other_bytes() + (0 if streamed else sum(blocks))
-        if self.device.type != "cuda":
-            return Room(free + own, free + own, apart=False)
-        waiting = self.estimate.waiting_bytes() if streamed else 0
-        return Room(free + own, free_bytes(HOST) + waiting, apart=True)
+        own = self.estimate.other_bytes() + (0 if streamed else sum(self.estimate.block_bytes()))
+        return Room.on(self.device, own, waiting=self.estimate.waiting_bytes() if streamed else 0)
 
     @property
     def device(self) -> torch.device:
