@@ -8,7 +8,8 @@ find "$site/torch/bin" -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec r
 for name in sympy networkx scipy sklearn matplotlib; do
     find "$site/$name" -type d -name tests -prune -exec rm -rf {} +
 done
-find "$site" -name '*.a' -delete
+# Static libraries; and 250 MB of CUDA's that no other library names, nor code of ours.
+find "$site" \( -name '*.a' -o -name 'libcusolverMg.so.*' -o -name 'libnvrtc*.alt.so.*' -o -name 'libnvshmem_device.bc' \) -delete
 mkdir -p /opt/torch
 for name in torch nvidia triton; do
     if [ -d "$site/$name" ]; then mv "$site/$name" /opt/torch/; fi
