@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import VAEConfig as WanVAEConfig
 
 Way = Callable[[], object]
+Model = TypeVar("Model", bound=nn.Module)
 WINDOW = 21  # latent frames that a full cache of Self-Forcing holds
 BLOCK = 3  # of them the newest block's
 TEXT = 512  # tokens of Wan's prompts
@@ -89,13 +92,10 @@ def seedvr2_decode(size: Size, dtype: torch.dtype, device: str, real: bool) -> C
     return Case(str(size), lambda: model.decode(latents))
 
 
-def wan_vaes(dtype: torch.dtype, device: str, real: bool) -> tuple[WanVAE, nn.Module]:
-    from diffusers import AutoencoderKLWan
-
+def wan_vaes(dtype: torch.dtype, device: str, real: bool) -> tuple[WanVAE, Any]:
+    theirs = import_module("diffusers").AutoencoderKLWan
     config = WanVAEConfig.published() if real else replace(WanVAEConfig.published(), dim=32, num_res_blocks=1)
-    peer = ready(
-        lambda: AutoencoderKLWan(base_dim=config.dim, num_res_blocks=config.num_res_blocks), dtype, device
-    )
+    peer = ready(lambda: theirs(base_dim=config.dim, num_res_blocks=config.num_res_blocks), dtype, device)
     return ready(lambda: WanVAE(config), dtype, device), peer
 
 
@@ -122,12 +122,11 @@ def wan_config(real: bool) -> TransformerConfig:
 def wan_clip(size: Size, dtype: torch.dtype, device: str, real: bool) -> Case:
     """The whole clip at once. Beside the pass the peer projects the prompt for each layer, which ours does
     once for all passes: here it is in both."""
-    from diffusers import WanTransformer3DModel
-
+    theirs = import_module("diffusers").WanTransformer3DModel
     config = wan_config(real)
     ours = ready(lambda: Transformer(config), dtype, device)
     peer = ready(
-        lambda: WanTransformer3DModel(
+        lambda: theirs(
             num_attention_heads=config.heads, attention_head_dim=config.head_dim, in_channels=16,
             out_channels=16, text_dim=config.text_dim, ffn_dim=config.ffn_dim, num_layers=config.layers,
         ), dtype, device,
@@ -195,7 +194,7 @@ CASES: dict[str, tuple[Make, str]] = {  # how it is made, and what it is compare
 }
 
 
-def ready(build: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> nn.Module:
+def ready(build: Callable[[], Model], dtype: torch.dtype, device: str) -> Model:
     """The model with random weights, as small as trained ones."""
     with torch.device(device):
         model = build().to(dtype).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def main() -> None:
         "--quick", action="store_true", help="one tiny size, once, float32: see that it runs"
     )
     options = arguments.parse_args()
-    sizes = REAL if options.real else SMALL
+    sizes: tuple[Size, ...] = REAL if options.real else SMALL
     if options.quick:
         sizes, options.seconds, options.dtype = QUICK, 0.0, options.dtype or "float32"
     with torch.inference_mode():
@@ -110,7 +111,8 @@ def _mkldnn_flops(
 
 
 def _attention_flops(q: list[int], k: list[int], v: list[int], *rest: object, **named: object) -> int:
-    return int(sdpa_flop_count(q, k, v))
+    count: Callable[..., int] = sdpa_flop_count
+    return count(q, k, v)
 
 
 def keep_profile(folder: Path, title: str, way: Way, device: str) -> None:

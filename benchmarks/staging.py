@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app.boot.stage import stage, unstage
@@ -92,14 +93,18 @@ def ways_of(source: Path, sha256: str, shm: Path) -> dict[str, Callable[[], None
             while file.readinto(buffer):
                 pass
 
+    def copied() -> None:
+        shutil.copyfile(source, copy)
+        copy.unlink()
+
     return {
         "cp then sha256sum": lambda: run("sh", "-c", f"cp '{source}' '{copy}' && sha256sum '{copy}'"),
         "cp": lambda: run("cp", str(source), str(copy)),
         "read": read,
-        "copy in Python": lambda: (shutil.copyfile(source, copy), copy.unlink())[1],
+        "copy in Python": copied,
         "SHA-256 alone": lambda: hashed(size),
         "memory to memory": lambda: moved(size, *blocks),
-        **{f"staged, {count} readers": (lambda count=count: staged(count)) for count in READERS},
+        **{f"staged, {count} readers": partial(staged, count) for count in READERS},
     }
 
 

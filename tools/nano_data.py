@@ -85,7 +85,8 @@ def _way(draw: np.random.Generator, frames: int) -> NDArray[np.int64]:
     """Offsets in half pixels, (frames, 2): mostly a steady pan, sometimes none."""
     speed = draw.uniform(-FASTEST, FASTEST, 2) * draw.choice([0.0, 0.4, 1.0], p=[0.2, 0.5, 0.3])
     steps = np.arange(frames)[:, None] - frames / 2
-    return np.clip(np.rint(2 * (SPARE + steps * speed)), 0, 4 * SPARE).astype(np.int64)
+    way: NDArray[np.int64] = np.clip(np.rint(2 * (SPARE + steps * speed)), 0, 4 * SPARE).astype(np.int64)
+    return way
 
 
 def _seen(layer: Picture, offset: NDArray[np.int64], height: int, width: int) -> NDArray[np.float32]:
@@ -160,7 +161,7 @@ def _waves(draw: np.random.Generator, height: int, width: int) -> Picture:
         period, angle = np.exp(draw.uniform(np.log(12), np.log(200))), draw.uniform(0, 6.28)
         phase = (x * np.cos(angle) + y * np.sin(angle)) * (6.28 / period)
         total += np.sin(phase)[..., None] * draw.uniform(5, 40, 3)
-    return np.clip(total + np.array(_colour(draw)), 0, 255).astype(np.uint8)
+    return _picture(total + np.array(_colour(draw)))
 
 
 def _grained(draw: np.random.Generator, picture: Picture) -> Picture:
@@ -172,7 +173,12 @@ def _grained(draw: np.random.Generator, picture: Picture) -> Picture:
             np.float32
         )
         grain += np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip(picture + grain[..., None], 0, 255).astype(np.uint8)
+    return _picture(picture + grain[..., None])
+
+
+def _picture(values: NDArray[np.floating]) -> Picture:
+    made: Picture = np.clip(values, 0, 255).astype(np.uint8)
+    return made
 
 
 def _shapes(draw: np.random.Generator, height: int, width: int) -> Picture:

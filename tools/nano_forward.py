@@ -126,7 +126,7 @@ def velocity(dit: DiT, vid: Tensor, prompt: Tensor, timestep: float, plan: Plan)
     x = _rms(x, dit.vid_out_norm.weight, dit.config.norm_eps)
     x = dit.vid_out(dit.vid_out_ada(x.clone(), time))
     out = x.view(batch, frames, height // 2, width // 2, 2, 2, -1).permute(0, 1, 2, 4, 3, 5, 6)
-    return out.reshape(batch, frames, height, width, -1)
+    return cast(Tensor, out.reshape(batch, frames, height, width, -1))
 
 
 def _rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -156,7 +156,7 @@ def _text_in(block: Block, txt: Tensor, time: Tensor) -> Tensor:
     if not block.text_modulated:
         return _rms(txt, None, block.config.norm_eps)
     shift, scale, _ = block.ada.text("attn", time[0])
-    return _rms(txt, scale, block.config.norm_eps) + shift
+    return cast(Tensor, _rms(txt, scale, block.config.norm_eps) + shift)
 
 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:

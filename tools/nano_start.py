@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from app.models.seedvr2.dit import DiT, Modulation
 from app.models.seedvr2.rope import frequencies
-from app.models.seedvr2.vae import Decoder, Encoder, UpBlock, VideoVAE
+from app.models.seedvr2.vae import (
+    Decoder,
+    DownBlock,
+    Downsample,
+    Encoder,
+    ResnetBlock,
+    UpBlock,
+    Upsample,
+    VideoVAE,
+)
 from app.nn.causal_conv import CausalConv3d
 
 CONSTANT = 64.0  # of the autoencoder's constant channels, one above and one below zero; signals are about 1
@@ -48,16 +57,18 @@ def start_vae(vae: VideoVAE, clips: Tensor) -> None:
         wanted = min(4 * held, width, vae.config.latent_channels)
         mean, base = _components(_blocks(code), wanted)
         levels.append((mean, base, held))
-        _halve(enc.down_blocks[stage].downsamplers[0].conv, mean, base, held)
+        down, after = (cast(DownBlock, enc.down_blocks[at]) for at in (stage, stage + 1))
+        _halve(cast(Downsample, down.downsamplers[0]).conv, mean, base, held)
         code, held = _coded(code, mean, base), wanted
-        _copy(enc.down_blocks[stage + 1].resnets[0].conv_shortcut, held, last=stage == len(widths) - 2)
+        _copy(_shortcut(after), held, last=stage == len(widths) - 2)
     _read(enc, held)
     _copy(dec.conv_in, held)
     for stage, (mean, base, held) in enumerate(reversed(levels)):
-        up = dec.up_blocks[stage].upsamplers[0]
+        block, next_one = (cast(UpBlock, dec.up_blocks[at]) for at in (stage, stage + 1))
+        up = cast(Upsample, block.upsamplers[0])
         _double(up.upscale_conv, mean, base, held)
         _copy(up.conv, held)
-        _copy(dec.up_blocks[stage + 1].resnets[0].conv_shortcut, held, last=stage == len(levels) - 1)
+        _copy(_shortcut(next_one), held, last=stage == len(levels) - 1)
     _read(dec, 3)
 
 
@@ -71,6 +82,10 @@ def _quieten(vae: VideoVAE) -> None:
             module.bias.data.zero_()
             if name.endswith(("conv2", "to_out.0")):  # what a residual branch adds
                 module.weight.data.zero_()
+
+
+def _shortcut(block: DownBlock | UpBlock) -> nn.Module | None:
+    return cast(ResnetBlock, block.resnets[0]).conv_shortcut
 
 
 def _copy(conv: nn.Module | None, count: int, *, last: bool = False) -> None:
@@ -141,9 +156,10 @@ def trainable(vae: VideoVAE) -> list[tuple[nn.Parameter, Tensor]]:
     constant: there a small step is a leap."""
     masks = []
     for block in cast(UpBlock, vae.decoder.up_blocks[-1]).resnets:
+        assert isinstance(block, ResnetBlock)
         for conv in (block.conv2, block.conv_shortcut):
             if conv is not None:
-                for parameter in (conv.weight, conv.bias):
+                for parameter in conv.parameters():
                     mask = torch.ones_like(parameter)
                     mask[-2:] = 0
                     masks.append((parameter, mask))

@@ -112,7 +112,7 @@ class Training:
             group["lr"] = group["base"] * share
         loss = self.loss(number)
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         for parameter, mask in self.masks:
             if parameter.grad is not None:
                 parameter.grad *= mask.to(parameter.grad)
@@ -295,7 +295,7 @@ def material(settings: Settings, out: Path) -> dict[str, NDArray[np.uint8]]:
     if not path.is_file():
         print(f"drawing {settings.clips} clips", flush=True)
         made = stacked(range(settings.clips), *sizes[1:], lambda done: done % 20 or print(done, flush=True))
-        np.savez(path, **made)
+        np.savez(path, clean=made["clean"], spoiled=made["spoiled"])
     with np.load(path) as held:
         return {name: held[name] for name in ("clean", "spoiled")}
 

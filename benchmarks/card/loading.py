@@ -47,7 +47,7 @@ def rows(nbytes: int, bench: Bench) -> list[list[str]]:
                 return load(build, path, "safetensors", device=device)
 
         ways: dict[str, Callable[[], object]] = {
-            READ: lambda: path.open("rb").readinto(host.numpy()),
+            READ: lambda: path.open("rb").readinto(host.numpy().data),
             COPY: lambda: host.to(device, copy=True),
             OWN: own,
             THEIRS: lambda: load_file(path, device=str(device)),

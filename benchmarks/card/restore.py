@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 
 import numpy as np
@@ -133,6 +134,7 @@ def slices(config: VAEConfig, latents: int, height: int, width: int) -> tuple[fl
     encode, decode = [], []
     for frames in (1, config.temporal_factor):
         x, z = empty(1, 3, frames, factor * height, factor * width), empty(1, 16, 1, height, width)
-        encode.append(flops(lambda x=x: vae.encode_slice(x, states[0])))
-        decode.append(flops(lambda z=z: vae.decode_slice(z, states[1])))
-    return tuple(first + (latents - 1) * later for first, later in (encode, decode))
+        encode.append(flops(partial(vae.encode_slice, x, states[0])))
+        decode.append(flops(partial(vae.decode_slice, z, states[1])))
+    encoding, decoding = (first + (latents - 1) * later for first, later in (encode, decode))
+    return encoding, decoding

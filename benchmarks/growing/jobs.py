@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import imageio_ffmpeg
@@ -43,6 +43,7 @@ from app.models.seedvr2.variants import VARIANTS as SEEDVR2
 from app.models.wan.config import VARIANTS as WAN
 from app.models.wan.generate import Generator
 from app.models.wan.parts import Abilities
+from app.models.wan.text import TextEncoder
 from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import VAEConfig
 from app.progress import Silent
@@ -147,7 +148,7 @@ def generate_job(folder: Path) -> Job:
     made = generate.models(config, vae, here())
     able = Abilities("few", (), False, False, frozenset(), config, vae.spatial_factor)
     model = Generator(
-        able=able, transformer=made.transformer, vae=made.vae, text=Short(made.prompt),
+        able=able, transformer=made.transformer, vae=made.vae, text=cast(TextEncoder, Short(made.prompt)),
         load_transformer=generate.never, load_pose=generate.never, load_clip=generate.never,
     )  # fmt: skip
 
