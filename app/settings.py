@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = Field(
         default="auto",
         description="auto: bfloat16 on CUDA, float32 elsewhere. float8: bfloat16, and the matrices of the "
-        "transformers' blocks in 8 bits, which takes half their memory (docs/memory.md).",
+        "transformers' blocks in 8 bits, which takes half their memory (docs/precision.md).",
     )
     sp_size: int = Field(
         default=1,
