@@ -4,6 +4,7 @@ import pytest
 
 from app.errors import UnavailableError
 from app.memory import KERNELS, SLACK, Need, Room
+from app.models.seedvr2 import fitting
 from app.models.seedvr2.fitting import Fit, Limits, fit
 from app.models.seedvr2.memory import Choice, Task
 
@@ -73,6 +74,44 @@ def test_refusals_say_the_numbers_and_what_to_do() -> None:
         fitted(20, limits=Limits(31, tile=0, shorten=False))
     with pytest.raises(UnavailableError, match="shorter window"):
         fitted(5.5, limits=Limits(31, shorten=False))
+
+
+def test_where_nothing_can_fit_few_ways_are_computed() -> None:
+    model = Linear()
+    with pytest.raises(UnavailableError):
+        fit(model, replace(TASK, latents=250_000), Room(GB, 0, True), Limits(255), "It")
+    assert set(model.asked) == {Choice(255), Choice(5, 32, stream=True), Choice(5, None, stream=True)}
+
+
+class Heavier(Linear):
+    """Tiles that are hardly smaller than a frame take more than that."""
+
+    def need(self, task: Task, choice: Choice) -> Need:
+        need = super().need(task, choice)
+        return replace(need, device=need.device + (choice.tile is not None) * 39 * GB)
+
+
+@pytest.mark.parametrize("kind", [Linear, Heavier])
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_refused_early_would_have_been_refused(
+    kind: type[Linear], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(room: Room, limits: Limits) -> Choice | str:
+        try:
+            return fit(kind(), TASK, room, limits, "It").choice
+        except UnavailableError as error:
+            return error.message
+
+    cases = [
+        (Room(device * GB, host * GB, apart), limits)
+        for device in range(1, 70)
+        for host in (0, 10, 25, 200)
+        for limits in (LONG, Limits(5), Limits(31, tile=64), Limits(31, tile=0), Limits(31, shorten=False))
+    ]
+    quick = [told(*case) for case in cases]
+    monkeypatch.setattr(fitting, "_hopeless", lambda *_: False)
+    assert quick == [told(*case) for case in cases]
+    assert len({str(each)[:20] for each in quick}) > 5
 
 
 def test_it_is_told_in_words() -> None:

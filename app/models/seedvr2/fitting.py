@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from app.errors import UnavailableError
@@ -76,18 +76,30 @@ def fit(needs: Needs, task: Task, room: Room, limits: Limits, what: str) -> Fit:
     def fits(choice: Choice) -> bool:
         return room.holds(needs.need(task, choice))
 
-    choice = Choice(limits.window)
-    for window in _windows(min(limits.window, task.latents), limits):
-        for choice in _ways(window, max(task.frame), limits, fits):
-            if fits(choice):
-                return Fit(choice, needs.need(task, choice), room, task.unit)
-    least = Fit(choice, needs.need(task, choice), room, task.unit)
+    windows = list(_windows(min(limits.window, task.latents), limits))
+    longest = max(task.frame)
+    *_, least = _ways(windows[-1], longest, limits, lambda choice: False)
+    ways = (choice for window in windows for choice in _ways(window, longest, limits, fits))
+    choice = next(ways)
+    if not fits(choice) and not _hopeless(needs, task, room, least, limits):
+        choice = next((choice for choice in ways if fits(choice)), least)
+    found = Fit(choice, needs.need(task, choice), room, task.unit)
+    if room.holds(found.need):
+        return found
+    found = replace(found, choice=least, need=needs.need(task, least))
     raise UnavailableError(
         "memory_short",
-        f"{what} takes {room.told(least.need)} that are free, by {least.way}; ask for a smaller size"
+        f"{what} takes {room.told(found.need)} that are free, by {found.way}; ask for a smaller size"
         f"{'' if limits.shorten else ' or a shorter window'}"
         f"{'' if limits.tile is None else ', leave tile unset'}, free memory, or use a larger GPU.",
     )
+
+
+def _hopeless(needs: Needs, task: Task, room: Room, least: Choice, limits: Limits) -> bool:
+    """Whether the device is too small for every way, which two of them tell: the shortest window with all
+    blocks on the host, in the smallest tiles, and in whole frames, which may be hardly larger."""
+    tiles = {least.tile} if limits.tile is not None else {least.tile, None}
+    return not any(room.holds(Need(needs.need(task, replace(least, tile=tile)).device, 0)) for tile in tiles)
 
 
 def _windows(window: int, limits: Limits) -> Iterator[int]:

@@ -90,7 +90,7 @@ class Estimate:
     def need(self, task: Task, choice: Choice) -> Need:
         """What a task takes when it is done in this way."""
         window = min(choice.window, task.latents)
-        many = len(spans(task.latents, choice.window)) > 1
+        many = task.latents > choice.window
         height, width = task.frame
         latents = 2 * window * height * width * self.vae.latent_channels * 4  # held before and after a step
         steps = min(task.steps, 2)  # of which two take as much as many
