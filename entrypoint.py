@@ -13,7 +13,6 @@ failed, 78 configuration or checkpoints wrong.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ if __name__ == "__main__":  # process 1 gets no signal without a handler, and th
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # runs from any folder
 
 from app.cli.parser import parsed
-from app.errors import SeedpodError
+from app.errors import SeedpodError, is_full
 from app.settings import load_settings
 
 
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and is_full(error):
             print("seedpod: there is no room left for what was to be written. [no_space]", file=sys.stderr)
             return 74
         traceback.print_exc()

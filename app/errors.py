@@ -8,6 +8,7 @@ not a `SeedpodError` is a bug, and is reported as `InternalError`.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -66,3 +67,8 @@ class ConfigError(SeedpodError):
     """Settings, manifest or checkpoints are wrong (78)."""
 
     exit_status = 78
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or this user's share of it, has no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

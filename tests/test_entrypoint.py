@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import entrypoint
 from app.settings import Settings, variable
 from tests.boot.hub_server import COMMIT, HubServer
 
@@ -47,6 +50,19 @@ def test_every_command_has_help(command: str) -> None:
     )
     assert done.returncode == 0
     assert "usage: entrypoint.py" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 74), (errno.EDQUOT, 74), (errno.EACCES, 70)])
+def test_a_disk_that_is_full_is_no_fault_of_ours(
+    number: int, status: int, seedpod: Seedpod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(entrypoint, "parsed", lambda _: argparse.Namespace(command=command))
+    found, _, err = seedpod("check")
+    assert found == status
+    assert ("no_space" in err) == (status == 74)
 
 
 def test_check_imports_nothing_heavy(nano_volume: Path) -> None:

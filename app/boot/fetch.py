@@ -7,7 +7,6 @@ knows nothing of HTTP (hub.py does) and of what is inside a file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -24,7 +23,7 @@ from app.boot.lock import only_one
 from app.boot.manifest import FileEntry, Origin
 from app.boot.places import folder_limit
 from app.boot.regular import open_to_append
-from app.errors import ConfigError, FileError, SeedpodError, UnavailableError
+from app.errors import ConfigError, FileError, SeedpodError, UnavailableError, is_full
 from app.progress import Progress
 
 TRIES: Final = 6  # without a single byte between them; with a wait of 1 s that is half a minute
@@ -104,7 +103,7 @@ def _is_there(entry: FileEntry, target: Path, progress: Progress) -> bool:
 
 
 def _unwritable(root: Path, entry: FileEntry, error: OSError) -> FileError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return FileError(
             "fetch_no_room",
             f"{root} ran full while {entry.name} was downloaded ({error.strerror}). What came is kept: make "

@@ -7,7 +7,6 @@ manifest, or of what is inside a file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat as modes
@@ -22,7 +21,7 @@ from rich.filesize import decimal
 from app.boot.copies import Copy, UnsafeFolderError, folder_in, is_private, open_folder
 from app.boot.copy import SourceError, check_cancel, copy_and_hash
 from app.boot.places import Place, Places, default_places
-from app.errors import ConfigError, FileError, SeedpodError
+from app.errors import ConfigError, FileError, SeedpodError, is_full
 from app.progress import Progress
 
 Mode = Literal["auto", "shm", "tmp", "off"]
@@ -246,7 +245,7 @@ def _stage_in(place: Place, task: _Task) -> Staged:
     except UnsafeFolderError as error:
         raise _PlaceError("stage_folder_unsafe", str(error)) from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         reason = f"writing failed ({error.strerror})"
         raise _PlaceError("stage_no_room" if full else "stage_write_failed", reason) from None
 

@@ -5,14 +5,13 @@ It does not know what the files are.
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from app.errors import FileError
+from app.errors import FileError, is_full
 
 BLOCK: Final = 1 << 20  # bytes
 ENTRY: Final = 76  # bytes that a file costs in an archive, beside its own and twice its name's
@@ -36,7 +35,7 @@ def pack(folder: Path, on_step: Callable[[], None] = lambda: None) -> Path:
     try:
         return _pack(folder, on_step)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         raise FileError(
             "archive_no_room" if full else "archive_failed",
             f"The files of the result cannot be put into one archive: {error.strerror or error}. "

@@ -7,7 +7,6 @@ jobs but their id; the bucket's protocol is in bucket.py.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 from rich.filesize import decimal
 
-from app.errors import FileError, InputError, UsageError
+from app.errors import FileError, InputError, UsageError, is_full
 from app.job.bucket import Bucket, upload
 from app.job.mediatype import type_of
 
@@ -146,7 +145,7 @@ def _store(path: Path, job_id: str, root: Path, sha256: str, on_bytes: Callable[
             _copy(path, target, root, on_bytes)
         _check_same(target, name, sha256)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         raise FileError(
             "deliver_no_room" if full else "deliver_failed",
             f"The result cannot be written to {name} in the output folder: {error.strerror or 'it failed'}. "

@@ -27,7 +27,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from rich.filesize import decimal
 
-from app.errors import FileError, InputError, SeedpodError, UnavailableError
+from app.errors import FileError, InputError, SeedpodError, UnavailableError, is_full
 from app.job.address import (
     PORTS,
     UNESCAPED,
@@ -381,7 +381,7 @@ def _check_kind(host: str, kind: str, encoding: str) -> None:
 
 
 def not_stored(error: OSError) -> FileError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = is_full(error)
     why = "the disk is full" if full else (error.strerror or "it cannot be written")
     return FileError(
         "source_not_stored",

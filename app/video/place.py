@@ -5,7 +5,6 @@ Knows nothing of what is written.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import FileError, UsageError
+from app.errors import FileError, UsageError, is_full
 
 
 def check_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
@@ -63,7 +62,7 @@ def failures_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(path) from error
         raise FileError(
             "output_failed", f"{path.name} could not be written: {error.strerror or error}."
