@@ -8,31 +8,21 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.machine import show
+from tests.tools.test_page import TABLE, TEXT
 from tools import page
 
-TEXT = """# Figures
-
-Prose.
-
-<!-- python -m benchmarks.boot --repeat 3: begin -->
-old boot
-<!-- end -->
-
-<!-- OMP_NUM_THREADS=1 python -m benchmarks.models: begin -->
-<!-- end -->
-
+PAGE = f"""{TEXT}
 <!-- python tools/make_docs.py models: begin -->
 a table of the code
 <!-- end -->
 """
-TABLE = "\n**Title**\n\n| what | s |\n| ---- | -: |\n| a | 1 |\n\nmachine; load 0.1\n"
 
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A page, the only one."""
     path = tmp_path / "page.md"
-    path.write_text(TEXT)
+    path.write_text(PAGE)
     monkeypatch.setattr(page, "pages", lambda: [path])
     return path
 
