@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from app.boot.stage import Staged
+    from app.nn.compiled import Compiler
     from app.nn.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -281,6 +282,15 @@ def _ranks(settings: Settings) -> Ranks:
     return Ranks(settings.sp_size, place(settings.device, settings.dtype).device)
 
 
+def _compiler(settings: Settings) -> Compiler | None:
+    """What compiles the steps of models; None where that is not asked for."""
+    from app.nn.compiled import Compiler
+
+    if settings.compile == "off":
+        return None
+    return Compiler(settings.cache / "compiled" if settings.cache else None)
+
+
 class _Copies:
     """Staged files, each given back when the last model that reads it is done with it. Models may be done
     at any time, in any thread."""
@@ -350,6 +360,7 @@ def _load(
     loading = Loading(
         placement, settings.readers, progress,
         text_encoder=settings.text_encoder, eager=eager, cache=settings.cache, ranks=ranks,
+        compiler=_compiler(settings),
     )  # fmt: skip
     pipeline = load_model(model, sources, loading)
     for part in parts.keys() - family(model).lazy:

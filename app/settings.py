@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         description="auto: bfloat16 on CUDA, float32 elsewhere. float8: bfloat16, and the matrices of the "
         "transformers' blocks in 8 bits, which takes half their memory (docs/precision.md).",
     )
+    compile: Literal["off", "on"] = Field(
+        default="off",
+        description="on: the element-wise steps of the transformers are compiled at the boot "
+        "(docs/speed.md): for cards; on a CPU it costs time.",
+    )
     sp_size: int = Field(
         default=1,
         ge=1,
@@ -99,9 +104,9 @@ class Settings(BaseSettings):
     )
     cache: Path | None = Field(
         default=None,
-        description="Folder for remembered hashes and for embeddings of prompts. Unset: hashes are kept in "
-        "`.seedpod` in the first root that can be written, else in the user's cache folder, and embeddings "
-        "in memory alone.",
+        description="Folder for remembered hashes, for embeddings of prompts and for compiled code. Unset: "
+        "hashes are kept in `.seedpod` in the first root that can be written, else in the user's cache "
+        "folder, embeddings in memory alone, and compiled code in the system's temporary folder.",
     )
     user_cache: Path | None = Field(
         default=None,

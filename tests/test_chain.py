@@ -126,6 +126,21 @@ def test_a_wrong_file_of_the_second_model_ends_the_boot_after_the_first(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stage")]
 
 
+def test_a_compiler_that_is_not_there_ends_the_boot(boot: Boot, tmp_path: Path) -> None:
+    import torch._dynamo
+    from torch._inductor import config
+
+    torch._dynamo.reset()  # nothing is compiled by now
+    asked = {"SEEDPOD_COMPILE": "on", "SEEDPOD_CACHE": str(tmp_path / "cache"), "SEEDPOD_STAGE": "off"}
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ConfigError, match=r"g\+\+, failed on cpu: .*no-such-compiler.*=off\.$") as told,
+    ):
+        list(boot("", "nano", **asked))
+    assert told.value.code == "compiler_unusable"
+    assert "\n" not in told.value.message
+
+
 def test_float8_is_for_transformers(
     boot: Boot, latents_volume: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from app.boot.manifest import Format
     from app.device import Placement
+    from app.nn.compiled import Compiler
     from app.nn.ranks import Ranks
     from app.progress import Progress
 
@@ -37,7 +38,8 @@ class Source:
 class Loading:
     """How models are loaded. `text_encoder`, where a large one stays: see the setting of that name. `eager`:
     what every job may need is loaded at once, not with the first job. `cache`: a folder for embeddings.
-    `ranks`: processes that share the work of a transformer, where that is asked for."""
+    `ranks`: processes that share the work of a transformer, where that is asked for. `compiler`: for its
+    steps, likewise."""
 
     placement: Placement
     readers: int
@@ -46,3 +48,4 @@ class Loading:
     eager: bool = False
     cache: Path | None = None
     ranks: Ranks | None = None
+    compiler: Compiler | None = None

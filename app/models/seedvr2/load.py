@@ -21,9 +21,11 @@ from app.models.seedvr2.offload import place_blocks
 from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.parts import DROPPED, dit_config, vae_config
 from app.models.seedvr2.restore import Restorer
+from app.models.seedvr2.steps import PLAIN, compiled
 from app.models.seedvr2.tiles import HOST
 from app.models.seedvr2.vae import VideoVAE
 from app.models.source import Loading, Source
+from app.nn.compiled import Compiler
 from app.nn.float8 import Product, keep_in_float8
 from app.progress import Progress, Silent
 
@@ -34,19 +36,19 @@ def load_restorer(variant: str | None, files: Mapping[str, Source], loading: Loa
     """Load the four parts, one at a time; between them memory is given back.
 
     Raises:
-        ConfigError: A file's tensors are not the model's.
+        ConfigError: A file's tensors are not the model's, or its steps cannot be compiled.
         FileError: A file cannot be read.
     """
     placement, readers, progress = loading.placement, loading.readers, loading.progress
     dit_file, vae_file = files["dit"], files["vae"]
-    how = dit_file.format, variant, placement.dtype, placement.float8, readers
+    how = dit_file.format, variant, placement.dtype, placement.float8, readers, loading.compiler
     dit: DiT | SharedDiT
     if loading.ranks is not None:
         dit = SharedDiT.load(load_dit, loading.ranks, dit_file.path, *how)
     elif _fits(dit_config(variant, read_index(dit_file.path, dit_file.format)), placement):
         dit = load_dit(dit_file.path, placement.device, *how, progress)
     else:
-        dit = load_dit(dit_file.path, HOST, *how, progress)
+        dit = load_dit(dit_file.path, HOST, *how, progress, works_on=placement.device)
         place_blocks(dit, placement.device, stream=True)
     give_back()
     vae_index = rename_tensors(read_index(vae_file.path, vae_file.format), current_name)
@@ -74,13 +76,18 @@ def load_dit(
     dtype: torch.dtype,
     float8: Product | None,
     readers: int,
+    compiler: Compiler | None = None,
     progress: Progress | None = None,
+    *,
+    works_on: torch.device | None = None,
 ) -> DiT:
-    """The transformer; on every card that works on a job."""
+    """The transformer; on every card that works on a job. `works_on`: where, if it waits elsewhere."""
     shape = dit_config(variant, read_index(path, format))
+    steps = PLAIN if compiler is None else compiled(shape, works_on or device, dtype, compiler)
 
     def build() -> DiT:
         dit = DiT(shape)
+        dit.steps = steps
         keep_in_float8(dit.blocks, float8)
         return dit
 

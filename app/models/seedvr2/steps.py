@@ -1,6 +1,6 @@
 """The element-wise steps of a transformer's block, between its matrices and its attention.
 
-They know nothing of windows or weights.
+Plain, or each compiled into one kernel. They know nothing of windows or weights.
 
 Shape legend: N tokens, D model width, h heads, d head width.
 """
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.models.seedvr2.config import DiTConfig
 from app.models.seedvr2.rope import rotate
+from app.nn.compiled import Compiler, Compiling, example
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -48,6 +50,15 @@ def turn(qk: Tensor, scale: Tensor, rotations: Tensor, eps: float) -> Tensor:
     return rotate(rms_norm(qk, None, eps).mul_(scale), rotations[:, None, None])
 
 
+def turn_pairs(qk: Tensor, scale: Tensor, pairs: Tensor, eps: float) -> Tensor:
+    """As `turn`, by pairs of real numbers, (length, d / 2, 2) float32: no compiler fuses complex ones."""
+    normed = (rms_norm(qk, None, eps) * scale).float()
+    real, imaginary = normed.view(*qk.shape[:-1], -1, 2).unbind(-1)
+    cosines, sines = pairs[:, None, None].unbind(-1)
+    turned = real * cosines - imaginary * sines, real * sines + imaginary * cosines
+    return torch.stack(turned, dim=-1).view(qk.shape).to(qk.dtype)
+
+
 def gated(gate: Tensor, x: Tensor) -> Tensor:
     """silu(gate) times x."""
     return F.silu(gate, inplace=True).mul_(x)
@@ -64,3 +75,35 @@ class Steps:
 
 
 PLAIN = Steps()
+
+
+def compiled(config: DiTConfig, device: torch.device, dtype: torch.dtype, compiler: Compiler) -> Steps:
+    """The steps of a model, compiled for any number and size of windows.
+
+    Raises:
+        ConfigError: `compiler_unusable`.
+    """
+    head, eps = config.head_dim, config.norm_eps
+    with torch.inference_mode(), torch.device(device):
+
+        def tokens(width: int) -> Tensor:
+            return example(torch.zeros(3, width, dtype=dtype), 0)
+
+        def vector() -> Tensor:
+            return torch.zeros(config.dim, dtype=dtype)
+
+        qkv = torch.zeros(3, 5, 3, config.heads, head, dtype=dtype)
+        scale, pairs = torch.zeros(2, 1, head, dtype=dtype), example(torch.zeros(5, head // 2, 2), 0)
+        steps: list[Compiling] = [
+            (modulate, (tokens(config.dim), vector(), vector(), eps)),
+            (add_and_modulate, (*(tokens(config.dim) for _ in "xy"), *(vector() for _ in "gst"), eps)),
+            (turn_pairs, (example(qkv[..., :2, :, :], 0, 1), scale, pairs, eps)),
+            *([(gated, (tokens(config.mlp_dim), tokens(config.mlp_dim)))] * (config.mlp == "swiglu")),
+        ]
+    first, second, third, *rest = compiler.compiled(device, steps)
+
+    def turned(qk: Tensor, scale: Tensor, rotations: Tensor, eps: float) -> Tensor:
+        out: Tensor = third(qk, scale, torch.view_as_real(rotations), eps)
+        return out
+
+    return Steps(first, second, turned, *rest)

@@ -1,6 +1,6 @@
 """The element-wise steps of the Wan transformer's layers, between matrices and attention.
 
-They know nothing of pieces, caches or weights.
+Plain, or each compiled into one kernel. They know nothing of pieces, caches or weights.
 
 Shape legend: n tokens, D model width, h heads, d head width.
 """
@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.models.wan import rope
+from app.models.wan.config import TransformerConfig
+from app.nn.compiled import Compiler, Compiling, example
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -53,3 +56,35 @@ class Steps:
 
 
 PLAIN = Steps()
+
+
+def compiled(
+    config: TransformerConfig, device: torch.device, dtype: torch.dtype, compiler: Compiler
+) -> Steps:
+    """The steps of a model, compiled for any number of tokens, whatever a block sees of the past.
+
+    Raises:
+        ConfigError: `compiler_unusable`.
+    """
+    dim, eps, heads = config.dim, config.eps, (config.heads, config.head_dim)
+    with torch.inference_mode(False), torch.device(device):
+        weight, bias = (nn.Parameter(torch.zeros(dim, dtype=dtype), requires_grad=False) for _ in "wb")
+    with torch.inference_mode(), torch.device(device):
+
+        def tokens(*shape: int) -> Tensor:
+            return example(torch.zeros(3, *shape, dtype=dtype), 0)
+
+        def vector() -> Tensor:
+            return torch.zeros(dim)
+
+        def table() -> Tensor:
+            return example(torch.zeros(3, 1, heads[1]), 0)
+
+        steps: list[Compiling] = [
+            (modulate, (tokens(dim), vector(), vector(), eps)),
+            (add_and_modulate, (tokens(dim), tokens(dim), vector(), vector(), eps)),
+            (add_and_norm, (tokens(dim), tokens(dim), vector(), weight, bias, eps)),
+            (rms_norm, (example(torch.zeros(1, 3, dim, dtype=dtype), 1), weight, eps)),
+            (turn_into, (tokens(*heads), tokens(dim), weight, (table(), table()), eps)),
+        ]
+    return Steps(*compiler.compiled(device, steps))
