@@ -62,7 +62,8 @@ def frames(restorer: Restorer, poor: Clip, options: RestoreOptions) -> Tensor:
 def differences(restorers: dict[str, Restorer], clean: Clip, steps: int) -> dict[str, Difference]:
     """Of one clip: between seeds, their mean; and of each way."""
     poor = spoiled(clean)
-    options = RestoreOptions(*clean.shape[1:3], steps=steps)
+    height, width = clean.shape[1:3]
+    options = RestoreOptions(height, width, steps=steps)
     known = frames(restorers["float32"], poor, options)
     seeds = [
         Difference.of(frames(restorers["float32"], poor, replace(options, seed=seed)), known)
