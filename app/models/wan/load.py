@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import torch
+
 from app.boot.checkpoint import give_back, load
+from app.device import Placement
+from app.memory import Need, Room
 from app.models.source import Loading, Source
 from app.models.wan.clip import ImageEncoder, load_image_encoder
-from app.models.wan.config import current_name
+from app.models.wan.config import current_name, tensors
 from app.models.wan.embeddings import EmbeddingCache
 from app.models.wan.generate import Generator
 from app.models.wan.parts import OPTIONAL, Abilities, abilities
 from app.models.wan.pose import PoseEmbedder
 from app.models.wan.pose_config import pose_name
-from app.models.wan.text import text_encoder
+from app.models.wan.steps import PLAIN, compiled
+from app.models.wan.text import stored_bytes, text_encoder
 from app.models.wan.transformer import Transformer
 from app.models.wan.vae import WanVAE
-from app.models.wan.variants import variant
+from app.models.wan.vae_config import vae_tensors
+from app.models.wan.variants import Variant, variant
 from app.nn.float8 import keep_in_float8
 
 
@@ -25,15 +32,21 @@ def load_generator(variant_name: str | None, files: Mapping[str, Source], loadin
     pose embedders and image encoder are read when they are first needed.
 
     Raises:
-        ConfigError: A file's tensors are not the model's, or the tokenizer is not.
+        ConfigError: A file's tensors are not the model's, or the tokenizer is not, or the transformer's
+            steps cannot be compiled.
         FileError: A file cannot be read.
     """
     wanted, placement = variant(variant_name), loading.placement
     source = files["transformer"]
     able = abilities(variant_name, source.now(), source.format, [part for part in OPTIONAL if part in files])
 
+    steps = PLAIN
+    if loading.compiler is not None:
+        steps = compiled(able.config, placement.device, placement.dtype, loading.compiler)
+
     def build() -> Transformer:
         transformer = Transformer(able.config)
+        transformer.steps = steps
         keep_in_float8(transformer.blocks, placement.float8)
         return transformer
 
@@ -66,7 +79,8 @@ def load_generator(variant_name: str | None, files: Mapping[str, Source], loadin
 
     text = text_encoder(
         wanted.text, files["t5"], files["tokenizer"].now(),
-        device=placement.device, cache=EmbeddingCache(loading.cache), weights_sha256=files["t5"].sha256,
+        device=_text_place(wanted, able, files["t5"], placement), cache=EmbeddingCache(loading.cache),
+        weights_sha256=files["t5"].sha256,
         readers=loading.readers, progress=loading.progress,
     )  # fmt: skip
     if loading.eager and loading.text_encoder != "release":
@@ -94,7 +108,18 @@ def load_generator(variant_name: str | None, files: Mapping[str, Source], loadin
         load_clip=load_clip,
         text_stays=loading.text_encoder,
         text_read=files["t5"].done,
+        clip=wanted.clip,
     )
+
+
+def _text_place(wanted: Variant, able: Abilities, source: Source, placement: Placement) -> torch.device:
+    """Where T5 computes: on the host where the card has no room for it beside the transformer and the VAE."""
+    if placement.device.type != "cuda" or not source.now().exists():
+        return placement.device
+    others = sum(map(math.prod, tensors(able.config).values())) * placement.dtype.itemsize
+    others += sum(map(math.prod, vae_tensors(wanted.vae).values())) * placement.conv_dtype.itemsize
+    room = Room.on(placement.device, own=0)
+    return placement.device if room.holds(Need(stored_bytes(source) + others, 0)) else torch.device("cpu")
 
 
 def default_section(able: Abilities) -> str | None:
