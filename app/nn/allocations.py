@@ -36,23 +36,24 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        for x in tree_iter((args, kwargs)):
-            if isinstance(x, Tensor):
-                self._see(x, 0)  # lay there before: its memory is not ours
-        out = func(*args, **(kwargs or {}))
-        for x in tree_iter(out):
-            if isinstance(x, Tensor):
-                self._see(x, x.untyped_storage().nbytes())
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for x in tree_iter(out) if isinstance(out, list | tuple) else (out,):
+            if isinstance(x, Tensor) and x.device.type == self.device:
+                self._see(x, args, kwargs)
         self.peak = max(self.peak, self.bytes)
         return out
 
-    def _see(self, x: Tensor, count: int) -> None:
-        if x.device.type != self.device:
-            return
+    def _see(self, x: Tensor, args: Any, kwargs: Any) -> None:
         storage = x.untyped_storage()
         key = id(storage)
         if key in self._known:
             return
+        # What lay there before is given back as a view, or with its values changed: its memory is not ours.
+        before = (given for given in tree_iter((args, kwargs)) if isinstance(given, Tensor))
+        if any(given.untyped_storage() is storage for given in before if given.device.type == self.device):
+            return
+        count = storage.nbytes()
 
         def forget(_: object) -> None:
             del self._known[key]
@@ -86,8 +87,9 @@ class Stand(TorchFunctionMode):
                 args[0].shape if self.device == "cuda" else 0
             )  # with channels outermost
             return copied.new_empty(args[0].shape)
-        if getattr(func, "__self__", None) is Tensor.is_cuda:
-            return self.device == "cuda"
+        for kind, asked in (("cuda", Tensor.is_cuda), ("cpu", Tensor.is_cpu)):
+            if getattr(func, "__self__", None) is asked:
+                return self.device == kind
         return func(*args, **(kwargs or {}))
 
 

