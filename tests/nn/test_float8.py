@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from app.nn import linear as module
 from app.nn.float8 import FLOAT8, Float8Linear, Product, keep_in_float8, matrix_bytes, quantised
 from app.nn.linear import Linear
+from tests.scaled import needs_scaled_rows
 
 
 def widened(values: Tensor, scale: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ def test_widened_is_the_product_with_what_is_kept(
     torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=2e-6)
 
 
+@needs_scaled_rows
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48), (0, 48)])
 def test_scaled_is_widened_of_rounded_tokens(bias: bool, shape: tuple[int, ...]) -> None:
