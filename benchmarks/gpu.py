@@ -1,12 +1,13 @@
 """Every model of the published sizes on one card, with random weights, within ten minutes.
 
-    python -m benchmarks.gpu [--only restore] [--seconds 540] [--device cpu --sizes tiny]
+    python -m benchmarks.gpu [--only restore] [--seconds 540] [--compile] [--device cpu --sizes tiny]
 
 Weights are drawn on the card; nothing is fetched and nothing is read but a file in memory. Needs torch,
 numpy, einops, safetensors and this repository, and no other package. Shares are of the rate of one large
 matrix product in the transformers' type, measured first: what matrix products, convolutions and attention
 alone would take at it, over what was taken. `GB` is what tensors took at most, weights included, and in
-brackets what torch's allocator held. Without a card it ends with status 69; with `--device cpu --sizes tiny`
+brackets what torch's allocator held. `--compile` adds the transformers' passes with compiled steps beside
+plain ones. Without a card it ends with status 69; with `--device cpu --sizes tiny`
 the same code runs anywhere.
 """
 
@@ -30,7 +31,7 @@ from app.models.wan.config import VARIANTS as WAN
 from app.models.wan.config import TransformerConfig
 from app.models.wan.umt5_config import UMT5_NANO, UMT5_XXL, UMT5Config
 from app.models.wan.vae_config import VAEConfig
-from benchmarks.card import generate, loading, restore
+from benchmarks.card import compiled, generate, loading, restore
 from benchmarks.card.bench import Bench
 from benchmarks.machine import show
 from benchmarks.measure import in_turns
@@ -86,6 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--device", default="cuda")
     arguments.add_argument("--sizes", choices=SIZES, default="published")
+    arguments.add_argument("--compile", action="store_true", help="also what SEEDPOD_COMPILE gains")
     options = arguments.parse_args(words)
     end = time.perf_counter() + options.seconds
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -102,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
         kind = str(spot.dtype).removeprefix("torch.")
         rate = f"{bench.rate / 1e12:.3g} TFLOP/s"
         print(f"Matrix product, {kind}: {rate}. Weights are random, sizes {options.sizes}.")
-        for name, measure in PARTS.items():
+        for name, measure in (PARTS | (COMPILED if options.compile else {})).items():
             if options.only.lower() in name.lower():
                 measure(sizes, bench, Attempts(bench, failures))
     for failure in failures:
@@ -186,12 +188,30 @@ def restore_table(sizes: Sizes, bench: Bench, attempt: Attempts) -> None:
     show("Restore, one step, colour lab, from frames on the host to frames on the host", restore.HEAD, rows)
 
 
+def compile_table(sizes: Sizes, bench: Bench, attempt: Attempts) -> None:
+    """Each model alone: compiled code of one takes nothing from the others."""
+    height, width, _ = sizes.generated
+    factor, head = sizes.vae.spatial_factor, compiled.HEAD
+    ways: dict[str, Callable[[], Sequence[Sequence[str]]]] = {
+        name: partial(compiled.restore_rows, name, variant, sizes.restored, sizes.frames[0], bench)
+        for name, variant in sizes.restorers.items()
+    }
+    latents = height // factor, width // factor
+    ways["generate"] = partial(compiled.generate_rows, sizes.transformer, *latents, bench)
+    rows: list[Sequence[str]] = []
+    for name, way in ways.items():
+        rows += attempt(name, len(head), way)
+        give_back()
+    show("A pass of the transformers with compiled steps, and with plain ones", head, rows)
+
+
 PARTS = {
     "generate": generate_tables,
     "text": text_table,
     "loading": loading_table,
     "restore": restore_table,
 }
+COMPILED = {"compile": compile_table}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +61,17 @@ def test_every_table_on_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "bfloat16" in printed.out and "1 (2)" in printed.out and "a card" in printed.out
     for title in ("Generate, four steps", "block by block", "UMT5", "Loading", "Restore, one step"):
         assert title in printed.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: nothing can be compiled here")
+def test_compiled_steps_beside_plain_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cpu", "--sizes", "tiny", "--compile", "--only", "compile", "--seconds", "250"]
+    assert gpu.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "compiled / plain" in printed and "not measured" not in printed
+    for row in ("nano 16p, 5 latents", "nano 30p, 5 latents", "3 of 3 latents", "3 of 21 latents"):
+        assert row in printed
 
 
 def test_without_a_card_it_says_so(
