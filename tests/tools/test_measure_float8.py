@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.scaled import needs_scaled_rows
 from tools.measure_float8 import WAYS, WIDTHS, differences, products, restorers, table
 from tools.nano_data import scene
+
+pytestmark = needs_scaled_rows
 
 
 def test_8_bits_stay_inside_the_spread_of_seeds() -> None:
