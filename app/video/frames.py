@@ -100,8 +100,10 @@ def target_size(
         size = to_height, to_width if to_width is not None else fit(width, to_height / height)
     elif to_width is not None:
         size = fit(height, to_width / width), to_width
-    else:
+    elif max(height, width) <= LARGEST_SIDE:
         return height, width
+    else:
+        size = height, width
     if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in size):
         raise UsageError(
             "size_invalid",

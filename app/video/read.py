@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app.errors import InputError, InternalError
+from app.errors import InputError, InternalError, UsageError
 from app.video import ffmpeg
 from app.video.images import image_frames
 from app.video.pixels import HDR, MATRICES
@@ -42,8 +42,9 @@ def read_frames(
     resizes with an antialiased bicubic. A clip is always read through the same rule of times, so two
     passes with the same `rate` give the same frames. Closing the iterator ends ffmpeg.
 
-    Raises InputError input_damaged when the data is broken, as soon as that is known, which may be after
-    the last good frame. Damage in the last second (at most a tenth of the clip) is reported to `warn`.
+    Raises UsageError rate_invalid where a rate is too low for a single frame, and InputError input_damaged
+    when the data is broken, as soon as that is known, which may be after the last good frame. Damage in the
+    last second (at most a tenth of the clip) is reported to `warn`.
     """
     rate = info.rate if rate is None else rate
     assert rate > 0, rate
@@ -89,6 +90,11 @@ def _video(
             yield _over_black(frame) if info.has_alpha else frame
         status = child.finish()
         complaint = next(iter(child.damage), None)
+        if not (status or count or complaint) and rate < info.rate:
+            raise UsageError(
+                "rate_invalid",
+                f"rate is {float(rate):g}, at which {path.name} has no frame; ask for a higher one, or none.",
+            )
         if status or count == 0:
             complaint = next(iter(child.damage or child.last_lines), "no frame came out")
     if complaint is not None:

@@ -95,6 +95,14 @@ def test_target_size(asked: dict[str, Any], expected: tuple[int, int]) -> None:
     assert target_size(181, 321, **asked) == expected
 
 
+def test_a_source_keeps_its_own_size_unless_no_encoder_takes_it() -> None:
+    assert target_size(1, 16384) == (1, 16384)
+    for height, width in ((1, 16385), (100_000, 1)):  # few pixels, and hours in one layer's attention
+        with pytest.raises(UsageError, match=f"{width}x{height}.*16 to 16384") as caught:
+            target_size(height, width)
+        assert caught.value.code == "size_invalid"
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "names"),
     [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.errors import InputError
+from app.errors import InputError, UsageError
 from app.video import ffmpeg
 from app.video.probe import probe
 from app.video.read import read_frames
@@ -47,6 +47,12 @@ def test_another_rate_keeps_the_duration(tmp_path: Path) -> None:
     assert numbers(frames_of(path, rate=Fraction(25, 2)))[:4] in ([0, 2, 4, 6], [1, 3, 5, 7])
     assert len(frames_of(path, rate=Fraction(50))) == 100
     assert len(frames_of(path, rate=Fraction(30000, 1001))) == 60
+
+
+def test_a_rate_without_a_frame_is_no_damage(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", frames=10)
+    with pytest.raises(UsageError, match=r"rate is 0\.01, at which a\.mp4 has no frame"):
+        list(read_frames(path, probe(path), rate=Fraction(1, 100)))
 
 
 def test_a_variable_rate_becomes_constant_without_losing_time(tmp_path: Path) -> None:
