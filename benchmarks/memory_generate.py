@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from app.memory import Room
 from app.models.wan.clip_config import CLIP_NANO, CLIP_VIT_H
 from app.models.wan.config import VARIANTS, TransformerConfig
 from app.models.wan.fitting import Fit, Limits, fit
-from app.models.wan.generate import GenerateOptions, Generator, Guide, nbytes_of
-from app.models.wan.length import length
+from app.models.wan.generate import GenerateOptions, Generator, Guide, Stays, nbytes_of
+from app.models.wan.length import Start, length
 from app.models.wan.memory import Choice, Estimate, Task
 from app.models.wan.parts import Abilities
 from app.models.wan.pose import PoseEmbedder
@@ -27,6 +27,7 @@ from app.models.wan.transformer import Transformer
 from app.models.wan.umt5_config import UMT5_NANO, UMT5_XXL
 from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import VAEConfig
+from app.models.wan.variants import Sampling
 from app.nn.allocations import Allocations
 from benchmarks.cases import draw, ready
 
@@ -48,12 +49,12 @@ class Case:
     poses: int = 0
 
 
-def _options(frames: int, height: int, width: int, start: int = 0, **changes: object) -> GenerateOptions:
+def _options(frames: int, height: int, width: int, start: int = 0, **changes: Any) -> GenerateOptions:
     """Options of a clip made block by block, of nothing, an image, or a clip of `start` frames."""
-    kind = "nothing" if not start else "image" if start == 1 else "clip"
+    kind: Start = "nothing" if not start else "image" if start == 1 else "clip"
     made = length(frames, kind, blocks=True, given=(start + 3) // 4)
     options = GenerateOptions({0: "a prompt"}, made, height, width)
-    return replace(options, **changes)  # type: ignore[arg-type]
+    return replace(options, **changes)
 
 
 def _at_once(frames: int, height: int, width: int) -> GenerateOptions:
@@ -93,7 +94,7 @@ def predicted(case: Case) -> int:
 def measured(case: Case) -> int:
     """Bytes of the weights, and the most that tensors hold beside them while a job makes the clip."""
     config, vae = case.models
-    sampling = "many" if case.options.length.at_once else "few"
+    sampling: Sampling = "many" if case.options.length.at_once else "few"
     pose = ready(PoseEmbedder, torch.float32, "cpu")
     made = Generator(
         able=Abilities(sampling, (), False, config.pose, frozenset(), config, vae.spatial_factor),
@@ -129,7 +130,7 @@ class Drawn:
         return draw(torch.float32, "cpu", len(prompts), 512, self.width)
 
 
-def _never(*arguments: object) -> Transformer:
+def _never(*arguments: object) -> NoReturn:
     raise AssertionError("nothing is to be loaded")
 
 
@@ -167,7 +168,7 @@ def card_estimate() -> Estimate:
 def _fit(estimate: Estimate, options: GenerateOptions, room: Room) -> Fit:
     """As a job would be done, after a load that put the text encoder where it has room."""
     fits = room.holds(replace(estimate.need(Task(options), Choice(None)), device=T5 + estimate.weights()))
-    stays = ("device", "host", "nowhere") if fits else ("host", "nowhere")
+    stays: tuple[Stays, ...] = ("device", "host", "nowhere") if fits else ("host", "nowhere")
     return fit(estimate, Task(options, text=T5, reads=fits), room, Limits(stays), "A clip")
 
 

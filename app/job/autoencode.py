@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from app.errors import InputError
 from app.job.autoencode_plan import AutoencodeJob
 from app.job.result import Result, told_out_of_memory
-from app.models.latents import report
+from app.memory import Room
+from app.models.latents import fitting, report
 from app.models.latents.analyze import channel_map, channel_statistics, compression, principal_components
 from app.models.latents.autoencode import Latent, Session, StateDicts
 from app.models.latents.codec import Codec
+from app.models.latents.codecs import ImageCodec
 from app.models.latents.compare import Board
 from app.models.latents.fit import Fit
 from app.models.latents.metal import device_of, lacks_operation, moved_to_cpu, place_of
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
     Frame = NDArray[np.uint8]
 
-CHUNK = 4  # frames that are read at once
 WIDEST, HIGHEST = 7680, 4320  # of the side-by-side video: what players take
 
 
@@ -55,9 +56,11 @@ WIDEST, HIGHEST = 7680, 4320  # of the side-by-side video: what players take
 class AutoencodeResult(Result):
     """What came back: `reconstructed` and `edited` say how near to the original (PSNR in dB, SSIM), `latents`
     their shape (channels, count, height, width), `compression` numbers of the frames per number of theirs,
-    `device` where it ran and in which type."""
+    `device` where it ran and in which type, `memory` how many frames passed at once, for the memory there
+    was."""
 
     device: str
+    memory: str
     files: tuple[str, ...]
     latents: tuple[int, ...]
     compression: float
@@ -86,7 +89,7 @@ def run_autoencode(
     Raises:
         UsageError: An edit or a change does not fit the codec or the clip. InputError: A source is damaged,
         or what is decoded is no picture. FileError: The output cannot be written. UnavailableError:
-        `out_of_memory`.
+        `memory_short`, before anything is encoded; `out_of_memory`.
     """
     try:
         return _made(codec, model, job, progress, on_step, models, work)
@@ -109,6 +112,11 @@ def _made(
     models: StateDicts | None,
     work: Path | None,
 ) -> AutoencodeResult:
+    progress.start("memory", None, "B")
+    found = _fit(codec, job)
+    progress.finish(str(found))
+    if isinstance(codec, ImageCodec):
+        codec.batch = found.batch
     inside = job.output.is_dir()
     folder = temporary(job.output / "result" if inside else job.output)
     latents = temporary((work or folder) / "latents")
@@ -117,7 +125,7 @@ def _made(
         latents.mkdir()
     try:
         with told_out_of_memory(lambda: _too_large(job)):
-            result = _Run(codec, model, job, folder, latents, progress, on_step).result(models)
+            result = _Run(codec, model, job, str(found), folder, latents, progress, on_step).result(models)
         with failures_of(job.output):
             if inside:
                 for path in folder.iterdir():
@@ -128,6 +136,22 @@ def _made(
     finally:
         shutil.rmtree(latents, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit(codec: Codec, job: AutoencodeJob) -> fitting.Fit:
+    """How many frames at once fit the memory which is free now.
+
+    Raises:
+        UnavailableError: `memory_short`.
+    """
+    request, (height, width) = job.request, job.size
+    task = fitting.Task(
+        height, width, request.frames or job.info.frames, request.fit,
+        edited=bool(request.edits or request.weights), changed=bool(request.weights),
+    )  # fmt: skip
+    device = device_of(codec)
+    estimate = fitting.Estimate(codec, device.type)
+    return fitting.fit(estimate, task, Room.on(device, estimate.weights))
 
 
 def _too_large(job: AutoencodeJob) -> str:
@@ -145,6 +169,7 @@ class _Run:
     codec: Codec
     model: str
     job: AutoencodeJob
+    memory: str
     folder: Path
     work: Path
     progress: Progress
@@ -189,6 +214,7 @@ class _Run:
             total_seconds=round(time.perf_counter() - begin, 3),
             notes=self.job.info.notes,
             device=place_of(self.codec),
+            memory=self.memory,
             files=tuple(files),
             latents=latents.own.shape,
             compression=round(frames * height * width * 3 / math.prod(latents.own.shape), 2),
@@ -247,7 +273,7 @@ class _Run:
         with closing(read_frames(info.path, info, size=self.job.size)) as read:
             frames = islice(read, self.job.request.frames)
             count = 0
-            while chunk := list(islice(frames, CHUNK)):
+            while chunk := list(islice(frames, fitting.CHUNK)):
                 self.on_step()
                 count += len(chunk)
                 if count > self.job.most_frames:

@@ -24,7 +24,9 @@ from app.job.autoencode_plan import plan_autoencode
 from app.job.autoencode_request import AutoencodeRequest
 from app.job.request import parse
 from app.job.result import Limits
+from app.memory import Need, Room
 from app.models.latents.codecs import VQCodec
+from app.models.latents.fitting import Fit
 from app.models.latents.metal import lacks_operation
 from app.progress import Silent
 from app.video.probe import probe
@@ -210,6 +212,7 @@ def test_resized_first(codec: VQCodec, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(
     codec: VQCodec, asked: dict[str, Any], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    uncounted(monkeypatch)
     monkeypatch.setattr(codec, "encode", lambda frames: pytest.fail("encoded"), raising=False)
     source = clip_of(tmp_path / "in.mp4", 5, 16, 16)
     odd = {"odd": {name: tensor[..., None] for name, tensor in codec.module.state_dict().items()}}
@@ -265,10 +268,34 @@ def test_the_first_frames_of_a_clip_that_is_too_long(codec: VQCodec, tmp_path: P
     assert run_autoencode(codec, "nano", job, Silent()).frames == 10
 
 
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a job will take is not counted, by passing nothing through a codec: it is one that fails."""
+    found = Fit(None, Need(0, 0), Room(0, 0, apart=False))
+    monkeypatch.setattr(autoencode, "_fit", lambda codec, job: found)
+
+
+def test_the_way_that_was_taken_is_told(codec: VQCodec, tmp_path: Path) -> None:
+    result = do(codec, clip_of(tmp_path / "in.mp4", 2, 16, 16), tmp_path / "out")
+    assert result.memory.startswith("a latent at a time: up to ")
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_encoded(
+    codec: VQCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(UnavailableError) as error:
+        do(codec, clip_of(tmp_path / "in.mp4", 2, 64, 96), tmp_path / "out")
+    assert error.value.code == "memory_short"
+    for part in ("A clip of 96x64 takes up to", "of the machine's", "a latent at a time", "short_side"):
+        assert part in error.value.message, part
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
 def test_memory_that_ends_is_told(codec: VQCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(frames: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    uncounted(monkeypatch)
     monkeypatch.setattr(codec, "encode", full, raising=False)
     with pytest.raises(UnavailableError) as error:
         do(codec, clip_of(tmp_path / "in.mp4", 2, 16, 16), tmp_path / "out")
@@ -289,6 +316,7 @@ def test_what_metal_lacks_runs_on_the_cpu(
             )
         return encode(frames)
 
+    uncounted(monkeypatch)
     monkeypatch.setattr(codec, "encode", lacking, raising=False)
     monkeypatch.setattr(autoencode, "device_of", lambda codec: torch.device("mps"))
     result = do(codec, clip_of(tmp_path / "in.mp4", 2, 16, 16), tmp_path / "out")

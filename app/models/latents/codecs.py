@@ -167,6 +167,7 @@ class ImageCodec:
         self.module: Any = module
         self.config = config
         self.batch = batch
+        self.most: int | None = None  # frames at once, where memory ended at more
         self.facts = Facts(
             "sd-vae", config.latent_channels, config.spatial_factor, 1, 1, config.spatial_factor, config.scale
         )
@@ -206,6 +207,7 @@ class ImageCodec:
             raise ValueError("A clip of nothing cannot be encoded or decoded.")
         _check(first, "the first chunk", layout)
         count = self.batch or self._at_once(first.shape[2] * spatial, first.shape[3] * spatial)
+        count = min(count, self.most or count)
         for batch in regroup(_before(first, chunks), dim, count, count):
             _check(batch, "a chunk", layout)
             yield batch
@@ -228,8 +230,8 @@ class ImageCodec:
                     f"free memory of {batch.device}; expected a smaller one: resize the clip.",
                 ) from None
         torch.cuda.empty_cache()
-        self.batch = -(-len(batch) // 2)  # and no larger one is tried again
-        return torch.cat([self._run(function, half) for half in torch.split(batch, self.batch)])
+        self.most = -(-len(batch) // 2)  # and no larger one is tried again
+        return torch.cat([self._run(function, half) for half in torch.split(batch, self.most)])
 
     def _scaled(self, z: Tensor) -> Tensor:
         mean, std = self.config.statistics()

@@ -129,6 +129,8 @@ class VQVAE(nn.Module):
 
         ValueError for numbers that are none of a code.
         """
+        if indices.is_meta:  # which has no numbers
+            return F.embedding(indices, self.codebook).movedim(-1, 1)
         low, high = indices.aminmax()
         if indices.is_floating_point() or low < 0 or high >= len(self.codebook):
             raise ValueError(

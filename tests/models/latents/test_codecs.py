@@ -167,7 +167,7 @@ def test_frames_beyond_memory_pass_in_smaller_batches(monkeypatch):
 
     monkeypatch.setattr(own, "_encode", small)
     assert error(encoded(own, x), encoded(codec("sd-vae"), x)) < 1e-5
-    assert sizes[0] == 8 and max(sizes[3:]) <= 4 and own.batch == 2
+    assert sizes[0] == 8 and max(sizes[3:]) <= 4 and own.most == 2
 
     def never(batch):
         raise torch.OutOfMemoryError
