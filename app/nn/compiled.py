@@ -73,8 +73,8 @@ def _compiled(step: Step, arguments: Sequence[object]) -> Step:
 
 def _sentence(device: torch.device, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    needs = "triton and a C compiler, gcc," if device.type == "cuda" else "a C++ compiler, g++,"
+    needs = "triton and a C compiler, gcc" if device.type == "cuda" else "a C++ compiler, g++"
     return (
-        f"SEEDPOD_COMPILE is on, and torch.compile, which needs {needs} failed on {device}: {reason}. "
+        f"SEEDPOD_COMPILE is on, and torch.compile, which needs {needs}, failed on {device}: {reason}. "
         "Install what is missing (docs/speed.md), or set SEEDPOD_COMPILE=off."
     )

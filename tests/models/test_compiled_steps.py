@@ -148,18 +148,21 @@ def test_models_from_files_are_compiled_and_their_code_is_kept(
     assert compiler.folder is not None and list(compiler.folder.rglob("*.so"))
 
 
-def test_two_processes_compile_and_share_a_pass(nano_volume: Path, compiler: Compiler) -> None:
+def test_two_processes_compile_and_share_a_pass_in_float8(nano_volume: Path, compiler: Compiler) -> None:
     path = nano_volume / "nano/seedvr2/seedvr2_ema_nano.pth"
-    how = "torch", "nano", torch.float32, None, 1, compiler
-    alone = load_dit(path, CPU, *how)
+    how = "torch", "nano", torch.bfloat16, "widened", 1, compiler
+    alone, plain = load_dit(path, CPU, *how), load_dit(path, CPU, *how[:-1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the bits of a product may depend on it
     ranks = Ranks(2, CPU, patience=60)
     try:
         shared = SharedDiT.load(load_dit, ranks, path, *how)
-        latents, text = torch.randn(3, 24, 32, 33), torch.randn(5, 64)
+        latents, text = torch.randn(3, 24, 32, 33).bfloat16(), torch.randn(5, 64).bfloat16()
         with torch.inference_mode():
             expected = alone(latents, text, 1000.0, alone.plan(3, 24, 32, 5))
+            told = plain(latents, text, 1000.0, plain.plan(3, 24, 32, 5))
+            # Trained weights carry bfloat16's rounding on: the plain pass is 3% from float32's, this one too.
+            assert (expected - told).abs().mean() < 0.05 * told.abs().mean()
             assert torch.equal(shared(latents, text, 1000.0, shared.plan(3, 24, 32, 5)), expected)
     finally:
         ranks.close()
