@@ -1,18 +1,18 @@
-"""Memory of a restoration: predicted against measured, and what the published models take by arithmetic.
+"""Memory of each task: predicted against measured, and what the published models take by arithmetic.
 
-    python -m benchmarks.memory [--only TEXT] [--quick]
+    python -m benchmarks.memory [restore] [generate] [autoencode] [--quick]
 
-Measured is the most that tensors held during a restoration on the CPU in float32, narrow models with random
-weights: counted tensor by tensor, for what the system tells of a process is rough. The second table computes
-nothing: it is the planner's choice for cards of 16 to 80 GiB, less 3% for the driver, and what it predicts.
+Measured is the most that tensors held during a job on the CPU in float32, narrow models with random weights:
+counted tensor by tensor, for what the system tells of a process is rough. The second table of a task computes
+nothing: it is the planner's choice for cards of 12 to 80 GiB, less 3% for the driver, and what it predicts.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +30,15 @@ from app.models.seedvr2.vae_config import VAEConfig
 from app.models.seedvr2.variants import VARIANTS, Variant
 from app.nn.allocations import Allocations
 from app.nn.float8 import Product
+from benchmarks import memory_autoencode, memory_generate
 from benchmarks.cases import draw, ready
 from benchmarks.machine import show
 
 GB = 10**9
 SHARE = 0.97  # of a card's memory, that programs get
 # Bytes free on the host beside a card: of a desk, of a rented machine.
-HOST = {16: 64 * GB, 24: 64 * GB, 80: 200 * GB}
+HOST = {12: 64 * GB, 16: 64 * GB, 24: 64 * GB, 80: 200 * GB}
+CHOSEN = "What is chosen for the published models, and its predicted peak"
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 MODELS: dict[str, Callable[[], DiTConfig]] = {"3b": config_3b, "7b": config_7b}
 LENGTHS = {"121 frames": 31, "longer": 1000}  # of a shot: latents; the first is one window
@@ -44,6 +46,9 @@ NARROW = Variant(
     config_3b(dim=256, heads=2, layers=4, separate=2, text_dim=256),
     VAEConfig(block_out_channels=(32, 64, 128, 128), layers_per_block=1),
 )
+
+
+AnyCase = TypeVar("AnyCase")
 
 
 @dataclass(frozen=True)
@@ -70,21 +75,59 @@ CASES = {
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print both tables of each task."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    arguments.add_argument("--only", default="", help="cases whose name holds this text")
+    arguments.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; default: all")
     arguments.add_argument("--quick", action="store_true", help="one case, one card: see that it runs")
     options = arguments.parse_args()
-    names = [name for name in CASES if options.only in name][: 1 if options.quick else None]
-    rows = []
-    for name in names:
-        told, found = predicted(CASES[name]), measured(CASES[name])
-        rows.append([name, f"{told / 1e6:.1f}", f"{found / 1e6:.1f}", f"{told / found:.3f}"])
-    show("Peak of a restoration, CPU, float32", ["case", "predicted, MB", "measured, MB", "ratio"], rows)
-    if options.quick:
+    if unknown := set(options.tasks) - set(TASKS):
+        arguments.error(f"{', '.join(sorted(unknown))}: expected {', '.join(TASKS)}")
+    for task in options.tasks or TASKS:
+        TASKS[task](quick=options.quick)
+
+
+def restore_tables(*, quick: bool) -> None:
+    compared("a restoration", CASES, predicted, measured, quick=quick)
+    if quick:
         table(published([24], ["720p"], ["3b"]))
     else:
         table([*published(), *published((16, 24), models=("3b float8", "7b float8"))])
+
+
+def generate_tables(*, quick: bool) -> None:
+    ours = memory_generate
+    compared("a generated clip", ours.CASES, ours.predicted, ours.measured, quick=quick)
+    show(CHOSEN, ours.HEAD, ours.published(rooms((24,) if quick else (12, 16, 24, 80))))
+
+
+def autoencode_tables(*, quick: bool) -> None:
+    ours = memory_autoencode
+    compared("a clip through a codec", ours.CASES, ours.predicted, ours.measured, quick=quick)
+    show(CHOSEN, ours.HEAD, ours.published(rooms((24,) if quick else (12, 16, 24, 80))))
+
+
+TASKS = {"restore": restore_tables, "generate": generate_tables, "autoencode": autoencode_tables}
+
+
+def compared(
+    what: str,
+    cases: Mapping[str, AnyCase],
+    predicted: Callable[[AnyCase], int],
+    measured: Callable[[AnyCase], int],
+    *,
+    quick: bool,
+) -> None:
+    """Print the predicted and the measured peak of each case."""
+    rows = []
+    for name in list(cases)[: 1 if quick else None]:
+        told, found = predicted(cases[name]), measured(cases[name])
+        rows.append([name, f"{told / 1e6:.1f}", f"{found / 1e6:.1f}", f"{told / found:.3f}"])
+    show(f"Peak of {what}, CPU, float32", ["case", "predicted, MB", "measured, MB", "ratio"], rows)
+
+
+def rooms(cards: Sequence[int]) -> dict[int, Room]:
+    """What cards of so many GiB, and the hosts beside them, have free."""
+    return {gib: Room(int(SHARE * gib * 2**30), HOST[gib], apart=True) for gib in cards}
 
 
 # ------------------------------------------------------------------ measured
@@ -163,9 +206,8 @@ def card_estimate(config: DiTConfig, float8: Product | None = None) -> Estimate:
 
 
 def _fit(estimate: Estimate, task: Task, gib: int, size: str) -> Fit | None:
-    room = Room(int(SHARE * gib * 2**30), HOST[gib], apart=True)
     try:
-        return fit(estimate, task, room, Limits(window=31), size)
+        return fit(estimate, task, rooms([gib])[gib], Limits(window=31), size)
     except UnavailableError:
         return None
 
@@ -185,7 +227,7 @@ def table(rows: Sequence[Row]) -> None:
             [*start, f"{choice.window}", tile, place, f"{need.device / GB:.1f}", f"{need.host / GB:.1f}"]
         )
     head = ["restoration", "card", "window", "tile", "blocks", "card's GB", "host's GB"]
-    show("What is chosen for the published models, and its predicted peak", head, lines)
+    show(CHOSEN, head, lines)
 
 
 if __name__ == "__main__":

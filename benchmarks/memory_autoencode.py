@@ -1,6 +1,6 @@
 """Memory of a clip through a codec and back: predicted against measured, and by arithmetic.
 
-`python -m benchmarks.memory --only autoencode` prints it; see there for what is measured and how.
+`python -m benchmarks.memory autoencode` prints it; see there for what is measured and how.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class Case:
 
 
 CASES = {
-    "autoencode, seedvr2-vae, 17 frames of 160x118": Case("seedvr2-vae", Task(118, 160, 17)),
-    "autoencode, wan-vae, 17 frames of 160x118": Case("wan-vae", Task(118, 160, 17)),
-    "autoencode, wan-vae, the same, edited": Case("wan-vae", Task(118, 160, 17, edited=True)),
-    "autoencode, vqvae, 17 frames of 160x118": Case("vqvae", Task(118, 160, 17)),
-    "autoencode, sd-vae, an image of 320x240": Case("sd-vae", Task(240, 320, 1), 1),
-    "autoencode, sd-vae, 17 frames of 160x118, 4 at once": Case("sd-vae", Task(118, 160, 17), 4),
+    "seedvr2-vae, 17 frames of 160x118": Case("seedvr2-vae", Task(118, 160, 17)),
+    "wan-vae, 17 frames of 160x118": Case("wan-vae", Task(118, 160, 17)),
+    "wan-vae, the same, edited": Case("wan-vae", Task(118, 160, 17, edited=True)),
+    "vqvae, 17 frames of 160x118": Case("vqvae", Task(118, 160, 17)),
+    "sd-vae, an image of 320x240": Case("sd-vae", Task(240, 320, 1), 1),
+    "sd-vae, 17 frames of 160x118, 4 at once": Case("sd-vae", Task(118, 160, 17), 4),
 }
 
 

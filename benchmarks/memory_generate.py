@@ -1,6 +1,6 @@
 """Memory of a generated clip: predicted against measured, and what the published model takes by arithmetic.
 
-`python -m benchmarks.memory --only generate` prints it; see there for what is measured and how.
+`python -m benchmarks.memory generate` prints it; see there for what is measured and how.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def _at_once(frames: int, height: int, width: int) -> GenerateOptions:
 
 
 CASES = {
-    "generate, nano, 45 frames of 240x160": Case(NANO, _options(45, 160, 240)),
-    "generate, nano, 117 frames of 96x64, window of 9": Case(NANO, _options(117, 64, 96, window=9, sink=3)),
-    "generate, nano, 25 frames of 240x160 from an image": Case(NANO, _options(25, 160, 240, 1), 1),
-    "generate, nano, 24 frames of 160x96 after 33": Case(NANO, _options(24, 96, 160, 33), 33),
-    "generate, nano, 33 frames of 160x96 with poses": Case(NANO, _options(33, 96, 160), 0, 33),
-    "generate, narrow, 33 frames of 144x96": Case(NARROW, _options(33, 96, 144)),
-    "generate, narrow, 33 frames of 144x96, guided": Case(NARROW, _options(33, 96, 144, guidance=3.0)),
-    "generate, narrow, 33 frames of 144x96, one by one": Case(NARROW, _options(33, 96, 144, decode=1)),
-    "generate, narrow, 17 frames of 96x64 at once": Case(NARROW, _at_once(17, 64, 96)),
+    "nano, 45 frames of 240x160": Case(NANO, _options(45, 160, 240)),
+    "nano, 117 frames of 96x64, window of 9": Case(NANO, _options(117, 64, 96, window=9, sink=3)),
+    "nano, 25 frames of 240x160 from an image": Case(NANO, _options(25, 160, 240, 1), 1),
+    "nano, 24 frames of 160x96 after 33": Case(NANO, _options(24, 96, 160, 33), 33),
+    "nano, 33 frames of 160x96 with poses": Case(NANO, _options(33, 96, 160), 0, 33),
+    "narrow, 33 frames of 144x96": Case(NARROW, _options(33, 96, 144)),
+    "narrow, 33 frames of 144x96, guided": Case(NARROW, _options(33, 96, 144, guidance=3.0)),
+    "narrow, 33 frames of 144x96, one by one": Case(NARROW, _options(33, 96, 144, decode=1)),
+    "narrow, 17 frames of 96x64 at once": Case(NARROW, _at_once(17, 64, 96)),
 }
 
 

@@ -15,11 +15,8 @@ from benchmarks.boot import IMPORT, Environ, commands, prepare, run
 SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client", "runpod", "aiohttp", "app.serve"}
 REMOTE = {"boto3", "botocore", "huggingface_hub", "requests"}
 LARGE = {"transformers", "diffusers", "sklearn", "scipy", "matplotlib", "torchvision", "imageio"}
-COMPILER = {
-    "torch._dynamo",
-    "torch._inductor",
-    "sympy",
-}  # a second, which odd calls of torch bring
+# A second, which jobs need to tell their memory, and nothing else: not a server before it is ready.
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 TORCH = {"torch", "numpy", "PIL", "einops", "safetensors", "imageio_ffmpeg", "tokenizers", "app.device"}
 JOBS = {"app.job", "app.video", "app.models.latents"}
 DIT, TRANSFORMER, CODECS = "app.models.seedvr2.dit", "app.models.wan.transformer", "app.models.latents.codec"
@@ -27,11 +24,8 @@ NEVER = {
     "check": SERVER | REMOTE | LARGE | TORCH | JOBS,
     "stage": SERVER | REMOTE | LARGE | TORCH | JOBS,
     "run restore": SERVER | REMOTE | LARGE | {"tokenizers", TRANSFORMER, CODECS},
-    "run generate": SERVER | REMOTE | LARGE | COMPILER | {"PIL", DIT, CODECS, "app.video.shots"},
-    "run autoencode": SERVER
-    | REMOTE
-    | COMPILER
-    | {"transformers", "diffusers", "tokenizers", DIT, TRANSFORMER},
+    "run generate": SERVER | REMOTE | LARGE | {"PIL", DIT, CODECS, "app.video.shots"},
+    "run autoencode": SERVER | REMOTE | {"transformers", "diffusers", "tokenizers", DIT, TRANSFORMER},
     "serve, until ready": REMOTE
     | LARGE
     | COMPILER
@@ -52,7 +46,8 @@ def environ(folder: Path) -> Environ:
 
 def imported(arguments: list[str], environ: Environ) -> set[str]:
     """The modules that a command imports, and the packages that they are in."""
-    names = {name for _, name in IMPORT.findall(run(arguments, environ, "-X", "importtime").told)}
+    told = run(arguments, environ, "-X", "importtime").told
+    names = {name for _, name in IMPORT.findall(told.partition("boot: ready")[0])}
     whole = (name.split(".") for name in names)
     return {".".join(parts[:end]) for parts in whole for end in range(1, len(parts) + 1)}
 

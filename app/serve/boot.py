@@ -105,6 +105,7 @@ class Boot:
             )
         else:
             self.state = "ready"
+            threading.Thread(target=self._import_sizes, name="sizes", daemon=True).start()
         self._end = time.perf_counter()
         for step in sorted(self.timeline, key=lambda step: step.begin):
             log.info("boot: %s", step)
@@ -172,6 +173,10 @@ class Boot:
     def _import(self) -> None:
         with self._step("import torch"):
             import torch  # noqa: F401
+
+    def _import_sizes(self) -> None:
+        """What telling the memory of a first job imports, a second that it need not wait for."""
+        import torch.fx.experimental.symbolic_shapes  # noqa: F401
 
     def _now(self) -> float:
         return time.perf_counter() - self._begin

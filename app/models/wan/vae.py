@@ -24,6 +24,8 @@ from app.nn.causal_conv import CausalConv3d, CausalState, convolve
 
 # Elements that pass a norm at a time on a CPU: they stay in a core's cache.
 _BLOCK = 2**19
+# Elsewhere: what lies between a norm and its activation stays small beside them.
+_PART = 2**26
 
 
 class WanVAE(nn.Module):
@@ -202,7 +204,9 @@ class ChannelNorm(nn.Module):
             if x.is_cpu and x.dtype == torch.float32:
                 self._silu_in_cache(rows, targets)
             else:
-                torch.ops.aten.silu.out(self(rows), out=targets)
+                parts = (torch.split(part, max(1, _PART // x.shape[1])) for part in (rows, targets))
+                for row, into in zip(*parts, strict=True):
+                    torch.ops.aten.silu.out(self(row), out=into)
 
     def _silu_in_cache(self, rows: Tensor, targets: Tensor) -> None:
         """Few positions at a time: torch's own norm passes over memory six times."""

@@ -36,8 +36,11 @@ def test_predicted_peaks_are_those_measured(name: str, capsys: pytest.CaptureFix
     assert 0.97 < expected / found < 1.03
 
 
-def test_an_image_and_its_pose_are_counted(wan_volume: Path, tmp_path: Path) -> None:
+def test_an_image_and_its_pose_are_counted(
+    wan_volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers")
+    monkeypatch.setattr("app.memory.free_bytes", lambda device: GB)
     files = nano.sources(wan_volume, transformer=nano.image_transformer(tmp_path / "i2v.pt"))
     made = nano.load(files, eager=True)
     asked = replace(options(9), height=64, width=96)
@@ -51,8 +54,7 @@ def test_an_image_and_its_pose_are_counted(wan_volume: Path, tmp_path: Path) -> 
     clip = made.estimate.weights(plain.parts) - made.estimate.weights()
     assert clip == sum(p.nbytes for p in made._image_encoder().parameters())
     assert made.task(asked).parts == {"clip", "pose"}, "they stay"
-    now = made.room()
-    assert now.device - before.device == pytest.approx(clip + pose, abs=200e6)  # others work on the machine
+    assert made.room().device - before.device == clip + pose
 
 
 def test_weights_are_counted_as_they_are(wan_volume: Path) -> None:
