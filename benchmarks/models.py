@@ -6,7 +6,7 @@
 Narrow models by default, for a laptop; `--real` has the published widths and sizes, for a card. In every
 round ours and the peer take their turns. Memory is the peak beyond weights and inputs. The share is that of
 the rate of one large matrix product of the same type, measured just before: what matrix products and
-convolutions alone would take, over what the pass took.
+convolutions alone would take, over what the pass took. A profile's file holds the tables of all sizes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from app.nn.linear import linear
-from benchmarks.cases import CASES, QUICK, REAL, SMALL, Case, Size, Way
-from benchmarks.machine import ratios, show, spread
+from benchmarks.cases import CASES, QUICK, REAL, SMALL, Case, Size, Way, peers
+from benchmarks.machine import about, ratios, show, spread
 from benchmarks.measure import in_turns, peak_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, PEER = "ours", "peer"
-ROWS = 25  # of a profile
+LIBRARIES = "diffusers", "transformers"
+ROWS = 12  # of a profile
 
 
 def main() -> None:
@@ -55,18 +56,21 @@ def main() -> None:
 def table(dtype: torch.dtype, sizes: tuple[Size, ...], options: argparse.Namespace) -> None:
     """Measure all passes in one type, and print."""
     rate = matrix_rate(dtype, options.device, options.seconds)
-    rows = []
+    rows: list[list[str]] = []
+    profiles: dict[str, list[str]] = {}
     for name, (make, peer) in CASES.items():
         for size in sizes if options.only.lower() in name.lower() else ():
             case = make(size, dtype, options.device, options.real)
-            rows.append([name, case.size, *measured(case, rate, options), peer])
+            rows.append([name, case.size, *measured(case, rate, options), named(peer, dtype, options.device)])
             if options.profile:
-                keep_profile(options.profile, f"{name} {case.size} {dtype}", case.ours, options.device)
+                profiles.setdefault(name, []).append(f"{case.size}\n{profile_of(case.ours, options.device)}")
     kind = str(dtype).removeprefix("torch.")
+    for name, texts in profiles.items():
+        keep_profile(options.profile, f"{name}, {kind}", texts)
     widths = "published" if options.real else "narrow"
     title = f"Models, {widths} widths, {options.device}, {kind}; matrix product: {rate / 1e9:.3g} GFLOP/s"
     head = ["pass", "size", "ms", "share", "MB", "time / peer's", "peer's MB", "peer"]
-    show(title, head, rows, ["diffusers", "transformers"])
+    show(title, head, rows, LIBRARIES)
 
 
 def measured(case: Case, rate: float, options: argparse.Namespace) -> list[str]:
@@ -115,17 +119,29 @@ def _attention_flops(q: list[int], k: list[int], v: list[int], *rest: object, **
     return count(q, k, v)
 
 
-def keep_profile(folder: Path, title: str, way: Way, device: str) -> None:
-    """Write torch's table of a pass, the most expensive operations first."""
-    folder.mkdir(parents=True, exist_ok=True)
+def named(peer: str, dtype: torch.dtype, device: str) -> str:
+    """A peer, and its type where that is not ours."""
+    other = peer in LIBRARIES and peers(dtype, device) != dtype
+    return f"{peer}, float32" if other else peer
+
+
+def profile_of(way: Way, device: str) -> str:
+    """Torch's table of a pass, the most expensive operations first."""
     cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, record_shapes=True) as found:
+    with profile(activities=activities) as found:
         way()
     key = f"self_{'device' if cuda else 'cpu'}_time_total"
-    text = found.key_averages().table(sort_by=key, row_limit=ROWS, max_name_column_width=60)
-    name = re.sub(r"\W+", "-", title.replace("torch.", "")).strip("-").lower()
-    (folder / f"{name}.txt").write_text(f"{title}\n{text}\n")
+    text: str = found.key_averages().table(sort_by=key, row_limit=ROWS, max_name_column_width=50)
+    return text
+
+
+def keep_profile(folder: Path, title: str, texts: list[str]) -> None:
+    """Write the tables of a pass's sizes to a file, with what they were measured on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line.rstrip() for text in (title, *texts, about()) for line in (*text.splitlines(), "")]
+    name = re.sub(r"\W+", "-", title).lower()
+    (folder / f"{name}.txt").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
