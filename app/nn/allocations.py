@@ -110,6 +110,11 @@ def taken(step: Callable[[], object], device: str) -> Taken:
     return Taken(left, counted.peak)
 
 
+def prepare() -> None:
+    """Import what torch's meta device takes with its first numbers: its compiler, a second and more."""
+    taken(lambda: torch.empty(1, device="meta") * 2 + 1, "cpu")
+
+
 def on_meta(module: Module) -> Module:
     """A copy of a module that has sizes and types alone."""
     memo: dict[int, Any] = {}

@@ -176,7 +176,9 @@ class Boot:
 
     def _import_sizes(self) -> None:
         """What telling the memory of a first job imports, a second that it need not wait for."""
-        import torch.fx.experimental.symbolic_shapes  # noqa: F401
+        from app.nn.allocations import prepare
+
+        prepare()
 
     def _now(self) -> float:
         return time.perf_counter() - self._begin

@@ -1,8 +1,14 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from app.nn.allocations import Allocations, Stand
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -41,3 +47,14 @@ def test_attention_is_fused_and_norms_are_kernels_where_meta_stands_for_a_card()
         assert F.group_norm(torch.empty(2, 8, 4, 4, device="meta"), 4).shape == (2, 8, 4, 4)
     assert taken.peak < 4 * q.nbytes
     assert not q.is_cuda
+
+
+def test_what_is_prepared_is_what_counting_imports() -> None:
+    """A second that a job need not wait for: afterwards a count imports nothing of torch's compiler."""
+    code = (
+        "import sys, torch; from app.nn.allocations import prepare, taken; prepare(); before = set(sys.modules);"
+        "layer = torch.nn.Conv3d(2, 2, 3, device='meta'); x = torch.empty(1, 2, 4, 4, 4, device='meta');"
+        "print(taken(lambda: layer(x).add(1).half(), 'cuda').peak > 0, set(sys.modules) - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.strip() == "True set()", ran.stdout
