@@ -8,6 +8,8 @@ layer's attention, each once to the rank of a head and the result back.
 
 from __future__ import annotations
 
+import argparse
+
 from itertools import pairwise
 
 from app.models.seedvr2.config import DiTConfig, config_3b, config_7b
@@ -26,6 +28,7 @@ CARDS = (2, 4, 8)
 
 def main() -> None:
     """Count, and print."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     rows = [
         [name, str(count), *counted(config, size, count)] for name, config, size in CASES for count in CARDS
     ]
