@@ -9,7 +9,6 @@ layer's attention, each once to the rank of a head and the result back.
 from __future__ import annotations
 
 import argparse
-
 from itertools import pairwise
 
 from app.models.seedvr2.config import DiTConfig, config_3b, config_7b
