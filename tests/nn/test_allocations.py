@@ -52,7 +52,8 @@ def test_attention_is_fused_and_norms_are_kernels_where_meta_stands_for_a_card()
 def test_what_is_prepared_is_what_counting_imports() -> None:
     """A second that a job need not wait for: afterwards a count imports nothing of torch's compiler."""
     code = (
-        "import sys, torch; from app.nn.allocations import prepare, taken; prepare(); before = set(sys.modules);"
+        "import sys, torch; from app.nn.allocations import prepare, taken;"
+        "prepare(); before = set(sys.modules);"
         "layer = torch.nn.Conv3d(2, 2, 3, device='meta'); x = torch.empty(1, 2, 4, 4, 4, device='meta');"
         "print(taken(lambda: layer(x).add(1).half(), 'cuda').peak > 0, set(sys.modules) - before)"
     )
