@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,6 +250,7 @@ def test_a_job_is_cancelled_while_its_process_dies(two: Two, moment: float) -> N
     left.mkdir()
     until(lambda: any(card.state == "busy" for card in pool._cards))
     (busy,) = (card.process for card in pool._cards if card.state == "busy")
+    busy.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]  # else it may end the job by itself
     for act in (lambda: jobs.cancel(job), busy.kill)[:: 1 if moment < 0 else -1]:  # type: ignore[union-attr]
         act()
         time.sleep(abs(moment))
