@@ -152,7 +152,7 @@ def published(rooms: dict[int, Room]) -> list[list[str]]:
             choice, need = found.choice, found.need
             pieces = "3 at a time" if choice.decode is None else "one by one"
             where = {"device": "card", "host": "host", "nowhere": "-"}[choice.text]
-            where = where if found.task.reads else "host, computes there"
+            where = where if found.task.reads == "device" else "host, computes there"
             rows.append([*start, f"{found.window}", pieces, where,
                          f"{need.device / GB:.1f}", f"{need.host / GB:.1f}"])  # fmt: skip
     return rows
@@ -169,7 +169,8 @@ def _fit(estimate: Estimate, options: GenerateOptions, room: Room) -> Fit:
     """As a job would be done, after a load that put the text encoder where it has room."""
     fits = room.holds(replace(estimate.need(Task(options), Choice(None)), device=T5 + estimate.weights()))
     stays: tuple[Stays, ...] = ("device", "host", "nowhere") if fits else ("host", "nowhere")
-    return fit(estimate, Task(options, text=T5, reads=fits), room, Limits(stays), "A clip")
+    task = Task(options, text=T5, reads="device" if fits else "host")
+    return fit(estimate, task, room, Limits(stays), "A clip")
 
 
 HEAD = ["clip", "card", "window", "decoded", "text encoder", "card's GB", "host's GB"]

@@ -286,12 +286,13 @@ class Generator:
 
         prompts = [*options.prompts.values(), *([options.negative] if options.guidance != 1 else [])]
         reads = not all(map(self.text.knows, prompts))
+        place: Literal["device", "host"] = "device" if self.text.device.type == self._device.type else "host"
         loaded = {"pose": self._pose or poses, "clip": self._clip or (self.able.image and start)}
         return Task(
             options, start, poses, reference,
             parts=frozenset(part for part, needed in loaded.items() if needed),
             text=self.text.weights if reads or self.text.loaded else 0,
-            reads=reads and self.text.device.type == self._device.type,
+            reads=place if reads else None,
         )  # fmt: skip
 
     # -------------------------------------------------------------- what is loaded

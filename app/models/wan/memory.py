@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ class Task:
     """What is asked, as far as memory depends on it.
 
     start, poses: frames of the guide's. reference: whether it has one. parts: optional ones that are loaded
-    or will be. text: bytes of the text encoder, 0 where it neither is nor will be in memory. reads: whether
-    it must read a prompt on the device.
+    or will be. text: bytes of the text encoder, 0 where it neither is nor will be in memory. reads: where it
+    must read a prompt, None where it knows them all.
     """
 
     options: GenerateOptions
@@ -64,7 +64,7 @@ class Task:
     reference: bool = False
     parts: frozenset[str] = frozenset()
     text: int = 0
-    reads: bool = False
+    reads: Literal["device", "host"] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,11 @@ class Estimate:
         peaks = self._peaks(task, choice.decode)
         device = weights + max(peaks.start, peaks.blocks + self._kept(task, choice))
         device += task.text if choice.text == "device" else 0
-        if task.reads:
+        if task.reads == "device":
             device = max(device, weights + task.text + self._reading())
         host = task.text if choice.text == "host" else 0
+        if task.reads == "host":
+            host = task.text + self._reading()  # wherever it goes then
         if self.device == "cuda":
             host += self._guide_bytes(task)
         return Need(device, host)

@@ -84,8 +84,11 @@ def test_memory_does_not_grow_with_a_clip_and_does_with_what_it_should() -> None
     assert text == T5
     away = made.need(Task(CLIP, text=T5), Choice(None, 1, "host"))
     assert away.host == T5 and away.device < need(81)
-    reads = made.need(Task(CLIP, text=T5, reads=True), Choice(None, 1, "nowhere"))
+    reads = made.need(Task(CLIP, text=T5, reads="device"), Choice(None, 1, "nowhere"))
     assert T5 + made.weights() < reads.device < T5 + made.weights() + GB, "it reads before it leaves"
+    beside = made.need(Task(CLIP, text=T5, reads="host"), Choice(None, 1, "nowhere"))
+    assert beside.device == away.device, "a text encoder that computes on the host is never on the card"
+    assert T5 < beside.host < T5 + GB, "and there, too, it reads before it leaves"
 
 
 def test_a_clip_made_at_once_is_decoded_by_the_latent_in_a_fraction() -> None:
