@@ -116,7 +116,7 @@ def _made(
     found = _fit(codec, job)
     progress.finish(str(found))
     if isinstance(codec, ImageCodec):
-        codec.batch = found.batch
+        codec.batch, codec.most = found.batch, None  # where memory ended was another clip's
     inside = job.output.is_dir()
     folder = temporary(job.output / "result" if inside else job.output)
     latents = temporary((work or folder) / "latents")

@@ -3,6 +3,7 @@ left, which is all or nothing."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -25,7 +26,7 @@ from app.job.autoencode_request import AutoencodeRequest
 from app.job.request import parse
 from app.job.result import Limits
 from app.memory import Need, Room
-from app.models.latents.codecs import VQCodec
+from app.models.latents.codecs import ImageCodec, VQCodec
 from app.models.latents.fitting import Fit
 from app.models.latents.metal import lacks_operation
 from app.progress import Silent
@@ -289,6 +290,15 @@ def test_what_cannot_fit_is_refused_before_anything_is_encoded(
     for part in ("A clip of 96x64 takes up to", "of the machine's", "a latent at a time", "short_side"):
         assert part in error.value.message, part
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_where_memory_ended_for_one_clip_says_nothing_of_the_next(tmp_path: Path) -> None:
+    images = copy.copy(small_codec("sd-vae"))
+    assert isinstance(images, ImageCodec)
+    images.most = 1
+    result = do(images, clip_of(tmp_path / "in.mp4", 5, 16, 16), tmp_path / "out")
+    assert result.memory.startswith("5 frames at once: up to ")
+    assert (images.batch, images.most) == (5, None)
 
 
 def test_memory_that_ends_is_told(codec: VQCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

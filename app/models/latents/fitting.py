@@ -126,7 +126,7 @@ class Estimate:
         if not isinstance(self._codec, ImageCodec):
             return self._codec
         codec = copy.copy(self._codec)
-        codec.batch = batch
+        codec.batch, codec.most = batch, None
         return codec
 
     def _frames(self, task: Task, batch: int | None) -> int:

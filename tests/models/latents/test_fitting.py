@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -38,6 +39,14 @@ def test_a_codec_is_left_alone(name: str) -> None:
     assert {key: tensor.data_ptr() for key, tensor in own.module.state_dict().items()} == before
     assert getattr(own, "batch", None) == batch
     assert all(tensor.device.type == "cpu" for tensor in own.module.parameters())
+
+
+def test_frames_at_once_are_counted_wherever_memory_ended_before() -> None:
+    own = copy.copy(codec("sd-vae"))
+    task = Task(32, 48, 9)
+    need = Estimate(own, "cpu").need(task, 8)
+    own.most = 1
+    assert Estimate(own, "cpu").need(task, 8) == need and own.most == 1
 
 
 def test_memory_does_not_grow_with_a_clip_and_does_with_what_it_should() -> None:
