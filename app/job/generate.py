@@ -22,6 +22,7 @@ from app.job.result import Result, told_out_of_memory
 from app.models.wan import fitting
 from app.models.wan.fitting import Fit, fit
 from app.models.wan.generate import Guide
+from app.models.wan.memory import Choice
 from app.progress import Progress
 from app.timing import Stopwatch
 from app.video.fragments import FragmentWriter
@@ -50,11 +51,13 @@ def run_generate(
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
     emit: Callable[[bytes, int], None] = lambda piece, frames: None,
+    on_window: Callable[[int], None] = lambda latents: None,
 ) -> GenerateResult:
     """Generate a clip.
 
     `on_step` is called between steps and may raise to stop: nothing partial is left then, unless the request
-    keeps it. `emit` gets the pieces of a stream, and how many frames were made so far.
+    keeps it. `emit` gets the pieces of a stream, and how many frames were made so far; `on_window`, once, how
+    many latents a block will see.
 
     Raises:
         InputError: A picture is damaged. FileError: The output cannot be written. UnavailableError:
@@ -66,15 +69,14 @@ def run_generate(
     progress.start("memory", None, "B")
     found = _fit(job, generator)
     progress.finish(str(found))
-    options = replace(
-        job.options, window=found.choice.window, decode=found.choice.decode, text=found.choice.text
-    )
+    on_window(found.window)
     notes += _given_up(job, found)
+    job = _done_as(job, found.choice)
     first, whole = 0.0, True
     with told_out_of_memory(lambda: _too_large(job)), job.writer as writer:
         with clock("read"):
             guide = _guide(job)
-        made = generator.generate(options, guide, on_step, clock)
+        made = generator.generate(job.options, guide, on_step, clock)
         del guide
         progress.start("generate", job.frames, "frames")
         with closing(made) as blocks, _kept(job) as kept:
@@ -139,6 +141,11 @@ def _fit(job: GenerateJob, generator: Generator) -> Fit:
     if options.length.at_once:
         what += f" with {options.length.frames} frames made at once"
     return fit(generator.estimate, task, generator.room(), limits, what)
+
+
+def _done_as(job: GenerateJob, choice: Choice) -> GenerateJob:
+    options = replace(job.options, window=choice.window, decode=choice.decode, text=choice.text)
+    return replace(job, options=options)
 
 
 def _given_up(job: GenerateJob, found: Fit) -> list[str]:

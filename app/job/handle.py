@@ -185,16 +185,19 @@ def _restore(work: Work, request: RestorePayload) -> Result:
         height, width = output_size(job.options)
         check_delivery(least_bytes(job.writer.path.suffix, frames, height, width), work.context.delivery)
 
+    windows = [request.window]
     try:
-        return run_restore(loaded.pipeline, loaded.name, job, work.progress, on_step, on_count)
+        return run_restore(
+            loaded.pipeline, loaded.name, job, work.progress, on_step, on_count, windows.append
+        )
     except UnavailableError as error:
         if error.code != "out_of_memory" or request.part:  # whose windows must be those of the other parts
             raise
     _drop_caches()  # outside of the handler: the error holds on to what ran out of memory
-    window = max(SHORTEST, request.window // 2)
+    window = max(SHORTEST, windows[-1] // 2)
     job = _plan(work, request.model_copy(update={"window": window}), source)
     result = run_restore(loaded.pipeline, loaded.name, job, work.progress, on_step)
-    note = f"Memory ran out with a window of {request.window}; this was made with one of {window}."
+    note = f"Memory ran out with a window of {windows[-1]}; this was made with one of {window}."
     return RestoreResult(**{**result.to_dict(), "notes": (*result.notes, note)})
 
 
@@ -223,8 +226,11 @@ def _generate(work: Work, request: GeneratePayload) -> Result:
     job = _plan_generate(work, request, files)
     on_step = stopped_by_growth(work.folder, work.context.delivery, work.on_step)
     loaded = work.loaded
+    windows = [job.options.latents_seen]
     try:
-        return run_generate(loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work))
+        return run_generate(
+            loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work), windows.append
+        )
     except UnavailableError as error:
         if error.code != "out_of_memory" or job.writer.frames_written:  # what was streamed is gone for good
             raise
@@ -232,7 +238,7 @@ def _generate(work: Work, request: GeneratePayload) -> Result:
     loaded.pipeline.text.release()
     window, note = request.window, "Memory ran out; this was made with less kept in it."
     if not job.options.length.at_once:
-        window = max(request.sink + TRAINED_BLOCK, job.options.latents_seen // 2)
+        window = max(request.sink + TRAINED_BLOCK, windows[-1] // 2)
         note = f"Memory ran out; this was made with a window of {window}."
     job = _plan_generate(work, request.model_copy(update={"window": window}), files)
     result = run_generate(loaded.pipeline, loaded.name, job, work.progress, on_step, _pieces(work))

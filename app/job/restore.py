@@ -123,11 +123,13 @@ def run_restore(
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
     on_count: Callable[[int], None] = lambda frames: None,
+    on_window: Callable[[int], None] = lambda latents: None,
 ) -> RestoreResult:
     """Restore a clip or image.
 
     `on_step` is called between steps and may raise to stop; so may `on_count`, which is told how many frames
-    the result will have before any is restored. Whatever is raised, nothing partial is left.
+    the result will have before any is restored. `on_window` is told the window that fits. Whatever is raised,
+    nothing partial is left.
 
     Raises:
         InputError: The source is damaged. FileError: The output cannot be written.
@@ -140,6 +142,7 @@ def run_restore(
     progress.start("memory", None, "B")
     found = _fit(job, restorer, edges)
     progress.finish(str(found))
+    on_window(found.choice.window)
     job = _done_as(job, found.choice)
     notes += _given_up(job, found)
     pieces = _segments(job, restorer, edges)

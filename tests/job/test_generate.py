@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from app.errors import InputError, JobStopped, UnavailableError
+from app.job import generate as job_module
 from app.job.generate import GenerateResult, run_generate
 from app.job.generate_plan import Pictures, plan_generate
 from app.job.generate_request import GenerateRequest
@@ -274,6 +276,24 @@ def test_running_out_of_memory_says_what_to_do(
     for part in parts:
         assert part in caught.value.message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_running_out_of_memory_names_the_window_that_was_taken(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = job_module._fit
+
+    def shorter(*arguments: Any) -> Any:
+        found = real(*arguments)
+        return replace(found, choice=replace(found.choice, window=6))
+
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(job_module, "_fit", shorter)
+    monkeypatch.setattr(generator, "generate", full)
+    with pytest.raises(UnavailableError, match="a window of 6 latents does not fit"):
+        run(generator, tmp_path / "a.mp4", frames=93)
 
 
 def test_progress_counts_frames(

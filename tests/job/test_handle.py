@@ -158,6 +158,22 @@ def test_out_of_memory_is_tried_once_more_with_less(
     assert any("window of 31" in note and "15" in note for note in answer["notes"])
 
 
+def test_the_second_try_has_half_of_the_window_that_was_too_long(
+    context: Context, short_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = restore_module._fit
+
+    def shorter(*arguments: Any) -> Any:
+        found = real(*arguments)
+        return replace(found, choice=replace(found.choice, window=min(found.choice.window, 15)))
+
+    monkeypatch.setattr(restore_module, "_fit", shorter)
+    tried = memory_runs_out(monkeypatch, {15})
+    answer = do(context, {"source": source(short_clip)})
+    assert tried == [15, 7]
+    assert "Memory ran out with a window of 15; this was made with one of 7." in answer["notes"]
+
+
 def test_out_of_memory_twice_is_a_coded_error(
     context: Context, short_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,10 @@ from app.job.models import Models
 from app.job.payload import PAYLOADS, validate
 from app.job.result import Limits
 from app.job.source import SourceLimits
+from app.memory import SLACK, Room
 from app.models.wan import generate as pipeline
+from app.models.wan.generate import Generator
+from app.models.wan.memory import Choice
 from app.progress import Silent
 from app.serve.lifecycle import Lifecycle
 from app.serve.record import State
@@ -175,6 +178,20 @@ def test_where_memory_runs_out_a_smaller_window_is_tried_once(
     if stream:
         content = b"".join(base64.b64decode(piece["base64"]) for piece in pieces)
         assert content == delivered(context, answer).read_bytes()
+
+
+def test_the_second_try_has_half_of_the_window_that_was_too_long(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = context.models.wait("nano-wan").pipeline
+    do(context, asked())  # the prompt is known, so that nothing but the window counts
+    need = generator.estimate.need(generator.task(nano.options(93)), Choice(9, 1, "nowhere")).device
+    monkeypatch.setattr(Generator, "room", lambda self: Room(int(SLACK * need) + 1, 0, apart=False))
+    layouts = starving(monkeypatch, 1)
+    answer = do(context, asked(frames=93), job_id="j2")
+    assert [layout.window for layout in layouts] == [9, 4], "asked for were 21"
+    assert "Memory ran out; this was made with a window of 4." in answer["notes"]
+    generator.text.prepare()
 
 
 def test_the_second_try_needs_no_t5(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
