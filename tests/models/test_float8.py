@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from app.boot.tensorfile import read_index
 from app.device import Placement, place
+from app.memory import KERNELS, SLACK, Room
 from app.models.seedvr2 import parts
 from app.models.seedvr2.config import config_3b, config_7b
 from app.models.seedvr2.dit import DiT
@@ -22,7 +23,9 @@ from app.models.seedvr2.parallel import SharedDiT
 from app.models.seedvr2.restore import RestoreOptions, Restorer, latent_size
 from app.models.seedvr2.vae import VideoVAE
 from app.models.source import Loading, Source
-from app.models.wan.load import load_generator
+from app.models.wan.generate import nbytes_of
+from app.models.wan.load import _text_place, load_generator
+from app.models.wan.variants import variant
 from app.nn.allocations import Allocations
 from app.nn.float8 import FLOAT8, Float8Linear, Product, keep_in_float8
 from app.nn.linear import Linear
@@ -119,6 +122,20 @@ def test_wan_from_files(wan_volume: Path) -> None:
 
     made, plain = clip(place("cpu", "float8")), clip(place("cpu", "bfloat16"))
     assert made.isfinite().all() and not torch.equal(made, plain)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_wans_text_encoder_has_the_room_that_its_transformer_leaves(
+    wan_volume: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, spot = wan.sources(wan_volume), place("cpu", dtype)
+    made = load_generator("nano", files, Loading(spot, 2, Silent()))
+    need = nbytes_of(made._transformer, made._vae) + made.text.weights
+    on_cuda = replace(spot, device=torch.device("cuda"))
+    for room, there in ((need, "cuda"), (need - 10_000, "cpu")):
+        free = Room(int(SLACK * room) + KERNELS + 1000, 0, apart=True)
+        monkeypatch.setattr(Room, "on", lambda *arguments, free=free, **named: free)
+        assert _text_place(variant("nano"), made.able, files["t5"], on_cuda).type == there
 
 
 @pytest.mark.parametrize("config", [config_3b(), config_7b()], ids=["3b", "7b"])

@@ -24,7 +24,7 @@ from app.models.wan.transformer import Transformer
 from app.models.wan.vae import WanVAE
 from app.models.wan.vae_config import vae_tensors
 from app.models.wan.variants import Variant, variant
-from app.nn.float8 import keep_in_float8
+from app.nn.float8 import keep_in_float8, matrix_bytes
 
 
 def load_generator(variant_name: str | None, files: Mapping[str, Source], loading: Loading) -> Generator:
@@ -116,10 +116,17 @@ def _text_place(wanted: Variant, able: Abilities, source: Source, placement: Pla
     """Where T5 computes: on the host where the card has no room for it beside the transformer and the VAE."""
     if placement.device.type != "cuda" or not source.now().exists():
         return placement.device
-    others = sum(map(math.prod, tensors(able.config).values())) * placement.dtype.itemsize
+    others = sum(_nbytes(name, shape, placement) for name, shape in tensors(able.config).items())
     others += sum(map(math.prod, vae_tensors(wanted.vae).values())) * placement.conv_dtype.itemsize
     room = Room.on(placement.device, own=0)
     return placement.device if room.holds(Need(stored_bytes(source) + others, 0)) else torch.device("cpu")
+
+
+def _nbytes(name: str, shape: tuple[int, ...], placement: Placement) -> int:
+    """Bytes of a transformer's tensor: matrices of its blocks may lie in 8 bits."""
+    if placement.float8 is not None and name.startswith("blocks.") and len(shape) == 2:
+        return matrix_bytes(shape)
+    return math.prod(shape) * placement.dtype.itemsize
 
 
 def default_section(able: Abilities) -> str | None:
