@@ -143,23 +143,27 @@ def memory_limits(proc: Path, cgroup: Path) -> list[Limit]:
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2, alone or beside version 1
             for base in (cgroup, cgroup / "unified"):
-                limits += _group_limits(base, path, "memory.max", "memory.current", "inactive_file")
+                limits += _group_limits(base, path, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
             limits += _group_limits(cgroup / "memory", path, *names)
     return limits
 
 
-def _group_limits(base: Path, path: str, most: str, used: str, cache: str) -> Iterator[Limit]:
-    """The limits of the group `path` and of those above it. In a container `path` may be the host's,
-    and lie outside of what is mounted: the base is then the container's own group."""
+def _group_limits(base: Path, path: str, most: str, used: str, whole: str) -> Iterator[Limit]:
+    """The limits of the group `path` and of those above it; `whole` begins the names of what a group and
+    those below it use together. In a container `path` may be the host's, and lie outside of what is mounted:
+    the base is then the container's own group."""
     groups = [base] if ".." in path else [base / path.lstrip("/"), *(base / path.lstrip("/")).parents]
     for group in groups:
         limit, usage = _text(group / most).strip(), _text(group / used).strip()
         if limit.isdecimal() and usage.isdecimal() and int(limit) < _UNLIMITED:
-            # Cached file pages count as used, and are dropped as soon as room is wanted.
-            cached = re.search(rf"^{cache} (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
-            free = int(limit) - int(usage) + (int(cached[1]) if cached else 0)
+            # Cached file pages count as used, and are dropped as soon as room is wanted; active are those
+            # of a file that was read twice, as a checkpoint is that was verified and loaded.
+            cached = re.findall(
+                rf"^{whole}(?:in)?active_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE
+            )
+            free = int(limit) - int(usage) + sum(map(int, cached))
             yield Limit("the container's memory limit", max(free, 0), int(limit))
         if group == base:
             return

@@ -64,19 +64,22 @@ class Machine:
         total = 64 * GIB >> 10
         self.write("proc/meminfo", f"MemTotal: {total} kB\nMemAvailable:   {available >> 10} kB\n")
 
-    def limit_v2(self, most: int, used: int, cached: int = 0, group: str = "") -> None:
-        """Put the process in `group`'s child, and a limit on `group`."""
+    def limit_v2(self, most: int, used: int, cached: int = 0, group: str = "", active: int = 0) -> None:
+        """Put the process in `group`'s child, and a limit on `group`. `active` are cached pages, too, which
+        were read twice."""
         self.write("proc/self/cgroup", f"0::/{group}/child\n".replace("//", "/"))
         self.write(f"cgroup/{group}/memory.max", f"{most}\n")
         self.write(f"cgroup/{group}/memory.current", f"{used}\n")
-        self.write(f"cgroup/{group}/memory.stat", f"anon 1\ninactive_file {cached}\nactive_file 5\n")
+        stat = f"anon 1\ninactive_anon 9\ninactive_file {cached}\nactive_file {active}\nshmem 7\n"
+        self.write(f"cgroup/{group}/memory.stat", stat)
 
-    def limit_v1(self, most: int, used: int, path: str = "/docker/abc") -> None:
+    def limit_v1(self, most: int, used: int, path: str = "/docker/abc", cached: int = 0) -> None:
         """A container's own group at the mount's root, known to the kernel by the host's path."""
         self.write("proc/self/cgroup", f"5:cpu:{path}\n4:memory:{path}\n0::/\n")
         self.write("cgroup/memory/memory.limit_in_bytes", f"{most}\n")
         self.write("cgroup/memory/memory.usage_in_bytes", f"{used}\n")
-        self.write("cgroup/memory/memory.stat", "inactive_file 3\ntotal_inactive_file 0\n")
+        stat = f"inactive_file 3\nactive_file 4\ntotal_inactive_file 0\ntotal_active_file {cached}\n"
+        self.write("cgroup/memory/memory.stat", stat)
 
     def places(self, keep: float = 0.0) -> Places:
         order = (Place("shm", self.shm, keep), Place("tmp", self.tmp, keep))

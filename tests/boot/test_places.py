@@ -69,6 +69,8 @@ def test_limit_of_version_2_counts_cached_files_as_free(tmp_path):
     machine = Machine(tmp_path)
     machine.limit_v2(most=10 * GIB, used=7 * GIB, cached=2 * GIB)
     assert limits(machine) == [(5 * GIB, 10 * GIB)]
+    machine.limit_v2(most=10 * GIB, used=7 * GIB, cached=GIB, active=3 * GIB)
+    assert limits(machine) == [(7 * GIB, 10 * GIB)], "what was read twice is dropped as well"
 
 
 def test_limit_of_version_2_on_a_parent_counts(tmp_path):
@@ -85,6 +87,8 @@ def test_limit_of_version_1_is_found_at_the_root_of_the_mount(tmp_path):
     machine = Machine(tmp_path)
     machine.limit_v1(most=6 * GIB, used=2 * GIB)
     assert limits(machine) == [(4 * GIB, 6 * GIB)]
+    machine.limit_v1(most=6 * GIB, used=3 * GIB, cached=2 * GIB)
+    assert limits(machine) == [(5 * GIB, 6 * GIB)]
 
 
 def test_no_limit_of_version_1_is_no_limit(tmp_path):
