@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from app.boot.places import memory_limits
 from app.errors import ConfigError, UnavailableError
 from app.nn.float8 import Product
 
-UNKNOWN: Final = 4 * 10**9  # taken to be free where the kernel does not tell, as on macOS
+UNKNOWN: Final = 0.5  # of the machine's memory is taken to be free where no kernel tells, as on macOS
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -114,4 +115,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     limits = memory_limits(Path("/proc"), Path("/sys/fs/cgroup"))
-    return min((limit.free for limit in limits), default=UNKNOWN)
+    if not limits:
+        return int(UNKNOWN * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limit.free for limit in limits)

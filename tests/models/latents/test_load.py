@@ -1,6 +1,7 @@
 """Codecs from their files: what `check` says of them, what is loaded, and what the nano ones must give."""
 
 import json
+import os
 import stat
 import sys
 from dataclasses import replace
@@ -251,10 +252,13 @@ def test_what_check_says(nano, tmp_path):
     assert parts.sd_contents("published", "vae", indices[sd])
 
 
-def test_batches_by_memory():
+def test_batches_by_memory(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert frames_at_once(10**9, cpu, free=8 * 10**9) == 4
     assert frames_at_once(1, cpu, free=8 * 10**9) == 8
     assert frames_at_once(10**12, cpu, free=8 * 10**9) == 1
     assert frames_at_once(10**9, cuda, free=80 * 10**9) == 40
     assert free_bytes(cpu) > 0
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr("app.device.memory_limits", lambda proc, cgroup: [])
+    assert free_bytes(cpu) == total // 2, "where nobody tells, a large machine is not taken for a small one"
