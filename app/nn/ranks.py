@@ -97,7 +97,8 @@ class Ranks:
             for other in self._others:
                 other.answer(patience or self._patience)
         except BaseException as error:
-            failed = self._failed(error)
+            # What this rank's part says of itself, such as a file that is wrong for all, is the reason.
+            failed = None if isinstance(error, SeedpodError) else self._failed(error)
             self.close(failed or f"rank 0 was stopped ({type(error).__name__})")
             if failed is None:
                 raise

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.errors import UnavailableError
+from app.errors import ConfigError, UnavailableError
 from app.nn.exchange import broadcast
 from app.nn.ranks import Order, Ranks
 from tests.models import sharing
@@ -68,6 +68,14 @@ def test_a_rank_that_only_does_not_answer(ranks: Ranks) -> None:
 def test_an_error_of_the_leaders_own_part_stays_what_it_is(ranks: Ranks) -> None:
     with pytest.raises(ZeroDivisionError), ranks.work(sharing.meet):
         print(1 / 0)
+    assert led() == []
+
+
+def test_what_is_wrong_for_all_ranks_is_told_as_what_it_is(ranks: Ranks) -> None:
+    """A file or a compiler: whichever rank finds it first, the code and the status are those of one card."""
+    with pytest.raises(ConfigError, match="wrong for all"), ranks.work(sharing.fail):
+        assert ranks._others[0].process.wait(20) != 0
+        raise ConfigError("some_code", "This is wrong for all.")
     assert led() == []
 
 
