@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -143,11 +144,20 @@ def give_back() -> None:
         torch._C._host_emptyCache()
 
 
+def loaded_bytes(index: TensorIndex) -> int:
+    """Memory of all tensors of a file where `load` is given no type."""
+    return sum(math.prod(entry.shape) * _type(entry, None).itemsize for entry in index.tensors.values())
+
+
 def _empty(entry: TensorEntry, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    return torch.empty(entry.shape, dtype=_type(entry, dtype), device=device)
+
+
+def _type(entry: TensorEntry, dtype: torch.dtype | None) -> torch.dtype:
     stored = DTYPES[entry.dtype]
-    if stored.is_floating_point:
-        stored = dtype or (stored if stored.itemsize > 1 else torch.bfloat16)
-    return torch.empty(entry.shape, dtype=stored, device=device)
+    if not stored.is_floating_point:
+        return stored
+    return dtype or (stored if stored.itemsize > 1 else torch.bfloat16)
 
 
 def _by_rows(model: nn.Module, device: torch.device) -> dict[str, Rows]:

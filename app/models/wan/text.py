@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.boot.checkpoint import give_back, load
+from app.boot.checkpoint import give_back, load, loaded_bytes
 from app.boot.tensorfile import read_index
 from app.errors import ConfigError
 from app.models.source import Source
@@ -215,9 +215,9 @@ def text_encoder(
 
 
 def stored_bytes(source: Source) -> int:
-    """Bytes of T5's weights in its file, and in memory: they keep their type.
+    """Bytes that T5's weights take in memory, in the types of its file.
 
     Raises:
         ConfigError, FileError: It cannot be read.
     """
-    return sum(entry.nbytes for entry in read_index(source.now(), source.format).tensors.values())
+    return loaded_bytes(read_index(source.now(), source.format))

@@ -89,6 +89,19 @@ def test_a_prompt_is_the_same_whatever_stands_beside_it(loads: Loads) -> None:
     assert not torch.equal(together[1], alone[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32])
+def test_what_t5_will_take_is_known_from_its_file(
+    loads: Loads, folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """In 8 bits, in which nothing computes, a file is half of what it becomes."""
+    weights = torch.load(folder / "t5.pth", weights_only=True)
+    torch.save({name: x.to(dtype) for name, x in weights.items()}, tmp_path / "t5.pth")
+    encoder = loads.encoder(source=Source(tmp_path / "t5.pth", "torch", tmp_path / "t5.pth"))
+    told = encoder.weights
+    encoder.prepare()
+    assert told == encoder.weights == encoder.nbytes > 0
+
+
 def test_nothing_is_loaded_before_the_first_prompt(loads: Loads) -> None:
     encoder = loads.encoder()
     assert encoder.tokens("a cat").total == 3
