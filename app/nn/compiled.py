@@ -66,7 +66,8 @@ def example(x: Tensor, *dims: int) -> Tensor:
 
 
 def _compiled(step: Step, arguments: Sequence[object]) -> Step:
-    made: Step = torch.compile(step, fullgraph=True)
+    # Not dynamic: else a second model of another width would get code for all widths, and the first one, too.
+    made: Step = torch.compile(step, fullgraph=True, dynamic=False)
     made(*arguments)
     return made
 

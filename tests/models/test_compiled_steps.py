@@ -95,6 +95,19 @@ def test_clips_of_all_sizes_pass_one_compiled_seedvr2(
         near(streamed(latents, text, 500.0, streamed.plan(*size, len(text))), plain)
 
 
+def test_models_of_two_widths_have_code_of_their_own(compiler: Compiler, never_again: Any) -> None:
+    """Code for every width would be slower for both of them, and take a third width as well."""
+    torch._dynamo.reset()
+    configs = [config_3b(dim=32 * heads, heads=heads, head_dim=32, layers=2, text_dim=16) for heads in (2, 3)]
+    both = [seedvr2.compiled(config, CPU, torch.float32, compiler) for config in configs]
+    with torch.inference_mode(), never_again:
+        for steps, config in zip(both, configs, strict=True):
+            x, scale, shift = torch.randn(5, config.dim), torch.randn(config.dim), torch.randn(config.dim)
+            near(steps.modulate(x, scale, shift, 1e-5), seedvr2.modulate(x, scale, shift, 1e-5))
+        with pytest.raises(torch._dynamo.exc.RecompileError):
+            both[0].modulate(torch.randn(5, 80), torch.randn(80), torch.randn(80), 1e-5)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("config", [WAN, IMAGE], ids=["t2v", "i2v"])
 def test_blocks_of_all_sizes_and_pasts_pass_one_compiled_wan(
